@@ -1,0 +1,16 @@
+//! Plain data that every crate may know: ids, names, keys, time, problems and the guest's control messages.
+//!
+//! Invariant: nothing here does IO, reads a clock or draws randomness.
+
+pub mod guest;
+mod id;
+mod key;
+mod name;
+mod problem;
+mod time;
+
+pub use id::{DeviceId, MachineId, OperationId, TenantId};
+pub use key::{PresharedKey, PrivateKey, PublicKey};
+pub use name::{Name, NameError};
+pub use problem::{Kind, Problem};
+pub use time::Now;
