@@ -6,3 +6,4 @@
 pub mod effect;
 pub mod event;
 pub mod request;
+pub mod view;
