@@ -1,1 +1,5 @@
-//! placeholder
+//! The Linux side of CloudPal: what the pure crates want done on a host is done here.
+//!
+//! Invariant: `unsafe` stays in the modules that say `#![allow(unsafe_code)]`, one reason per use.
+
+pub mod net;
