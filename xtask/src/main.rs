@@ -1,1 +1,58 @@
-fn main() {}
+//! Set-up, images, checks, benchmarks, tidy: everything that is done to the project rather than by it.
+//!
+//! Invariant: a second run of anything builds, installs and downloads nothing that the first one left in place.
+
+mod paths;
+mod radicale;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Set-up, images, checks, benchmarks, tidy.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing from Debian, saying what and why before doing it. A second run installs nothing.
+    Setup,
+    /// Build the example app's OCI image: Radicale, a calendar and contacts server, from Debian's package.
+    Radicale,
+    /// Check the walls between the crates, and the form of the sources.
+    Tidy,
+    /// Everything that must hold before a change is taken: format, lints, tidy, tests, and the owner's day.
+    Test(test::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = run(Cli::parse().command);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Setup => setup::run(setup::For::Test),
+        Command::Radicale => {
+            setup::run(setup::For::Up)?;
+            println!("{}", radicale::build()?.display());
+            Ok(())
+        }
+        Command::Tidy => tidy::run(),
+        Command::Test(options) => test::run(&options),
+    }
+}
