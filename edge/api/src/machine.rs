@@ -15,8 +15,8 @@ pub struct Machine {
     pub app: Name,
     /// As in [`crate::App::state`].
     pub state: String,
-    /// Whether a VMM process exists; without one the machine uses no CPU and no memory.
-    pub running: bool,
+    /// The VMM process; `null`: there is none, and the machine uses no CPU and no memory.
+    pub pid: Option<u32>,
     /// CPU time of the VMM process so far, microseconds.
     pub cpu_us: u64,
     /// Resident memory of the VMM process, KiB.
