@@ -14,6 +14,8 @@ macro_rules! key {
         pub struct $name(pub [u8; 32]);
 
         impl $name {
+            // One macro for keys that are `Copy` and secrets that are not.
+            #[allow(clippy::wrong_self_convention)]
             pub fn to_base64(&self) -> String {
                 STANDARD.encode(self.0)
             }
