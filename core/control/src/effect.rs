@@ -7,6 +7,7 @@ use cloudpal_net::plan::NetPlan;
 pub enum Effect {
     /// Make the tenant's network so; answered by `NetApplied` or `NetFailed`.
     ApplyNet { plan: Box<NetPlan> },
+    /// Answered by `NetRemoved`.
     RemoveNet { tenant: TenantId },
     /// Answered by `ImageProgress`*, then `ImageReady` or `ImageFailed`.
     ImportImage { operation: OperationId, source: String },
@@ -14,6 +15,6 @@ pub enum Effect {
     Machine { machine: MachineId, command: cloudpal_compute::life::Command },
     /// Tell `PacketWaiting` once, when a packet waits in the machine's TAP.
     WatchTap { machine: MachineId },
-    /// The app was removed: its disk, snapshot and log may go.
+    /// The app was removed: its disk, snapshot and log may go. Answered by `MachineRemoved`.
     RemoveMachine { machine: MachineId },
 }

@@ -7,19 +7,48 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
-    TenantAdd { name: Name, subnet_v4: Option<Ipv4Addr>, prefix_v6: Option<Ipv6Addr> },
-    TenantRemove { name: Name },
-    DeviceAdd { tenant: Name, name: Name, exit: bool },
+    TenantAdd {
+        name: Name,
+        subnet_v4: Option<Ipv4Addr>,
+        prefix_v6: Option<Ipv6Addr>,
+    },
+    TenantRemove {
+        name: Name,
+    },
+    DeviceAdd {
+        tenant: Name,
+        name: Name,
+        exit: bool,
+    },
     /// The device's next packet gets no answer.
-    DeviceRevoke { tenant: Name, name: Name },
-    AppInstall { tenant: Name, name: Name, app: AppManifest },
-    AppRemove { tenant: Name, name: Name },
+    DeviceRevoke {
+        tenant: Name,
+        name: Name,
+    },
+    AppInstall {
+        tenant: Name,
+        name: Name,
+        app: AppManifest,
+    },
+    AppRemove {
+        tenant: Name,
+        name: Name,
+    },
     /// Wake or boot it now; clears `stopped` and `killed`.
-    MachineStart { tenant: Name, name: Name },
+    MachineStart {
+        tenant: Name,
+        name: Name,
+    },
     /// Fall asleep now, without waiting for the idle time.
-    MachineSleep { tenant: Name, name: Name },
+    MachineSleep {
+        tenant: Name,
+        name: Name,
+    },
     /// Stop it; packets do not start it again until `MachineStart`.
-    MachineStop { tenant: Name, name: Name },
+    MachineStop {
+        tenant: Name,
+        name: Name,
+    },
 }
 
 /// What an app is: the short manifest that its developer ships, with the defaults filled in.

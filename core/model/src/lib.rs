@@ -7,6 +7,7 @@ mod id;
 mod key;
 mod name;
 mod problem;
+pub mod store;
 mod time;
 
 pub use id::{DeviceId, MachineId, OperationId, TenantId};
