@@ -75,7 +75,9 @@ impl Namespace {
                 setns(&self.file, CloneFlags::CLONE_NEWNET)?;
                 Ok(work())
             });
-            inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
+            inside
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread inside the namespace panicked")))
         })
     }
 
@@ -99,6 +101,15 @@ impl Namespace {
 
     pub fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+}
+
+/// The names of all namespaces of this host, ours and others'.
+pub fn all_names() -> io::Result<Vec<String>> {
+    match fs::read_dir(NAMED) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 

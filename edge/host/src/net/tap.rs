@@ -58,7 +58,8 @@ impl Counters {
             }
         }
         let text = String::from_utf8_lossy(&text[..filled]);
-        tx_packets_of(&text, interface).ok_or_else(|| io::Error::other(format!("there are no counters of {interface}")))
+        tx_packets_of(&text, interface)
+            .ok_or_else(|| io::Error::other(format!("there are no counters of {interface}")))
     }
 }
 
@@ -94,7 +95,9 @@ impl Tap {
     pub fn adopt(machine: MachineId, fd: OwnedFd, counters: Counters) -> io::Result<Self> {
         let (name, is_tap) = interface_of(&fd)?;
         if !is_tap || name != machine.to_string() {
-            return Err(io::Error::other(format!("the descriptor is of interface {name:?}, not of {machine}")));
+            return Err(io::Error::other(format!(
+                "the descriptor is of interface {name:?}, not of {machine}"
+            )));
         }
         Ok(Tap { name, fd, counters, unreadable: AtomicU64::new(0) })
     }
@@ -129,7 +132,7 @@ impl Tap {
     /// with the reactor only while somebody waits, so that an awake machine's packets do not wake the daemon.
     pub async fn wait_readable(&self) {
         while !self.has_waiting() {
-            let watched = match self.dup().and_then(watch) {
+            let watched = match self.dup().and_then(|fd| watch(fd, Interest::READABLE)) {
                 Ok(watched) => watched,
                 Err(error) => {
                     tracing::warn!(tap = self.name, %error, "the TAP cannot be watched; polling it");
@@ -168,10 +171,14 @@ impl Tap {
 
 /// Opens /dev/net/tun and attaches it to the interface `name` of the calling thread's namespace, non-blocking.
 pub(super) fn open_tun(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let file =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let mut request = interface_request();
     if name.len() >= libc::IFNAMSIZ {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is too long for an interface")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is too long for an interface"),
+        ));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
@@ -182,9 +189,10 @@ pub(super) fn open_tun(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: the AsyncFd owns the descriptor, which stays open and the same until it is dropped.
-    let watched = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+/// Registers a descriptor with the runtime, until it is dropped.
+pub(super) fn watch<T: Into<OwnedFd> + AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: the AsyncFd owns the descriptor (`Into<OwnedFd>`: so does `T`), which stays open and the same until then.
+    let watched = unsafe { AsyncFd::register_with_interest(fd, interest) };
     watched.map_err(|error| error.into_parts().1)
 }
 
@@ -194,7 +202,7 @@ fn set_persistent(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// The interface that a TUN descriptor is attached to, and whether it is a TAP.
-fn interface_of(fd: &OwnedFd) -> io::Result<(String, bool)> {
+pub(super) fn interface_of(fd: &impl AsRawFd) -> io::Result<(String, bool)> {
     let mut request = interface_request();
     let raw: RawFd = fd.as_raw_fd();
     // SAFETY: TUNGETIFF writes one ifreq, which outlives the call.
