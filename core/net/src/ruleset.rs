@@ -36,7 +36,7 @@ pub fn tenant_rules(plan: &NetPlan) -> String {
         set("exits4", "ipv4_addr", exits().map(|device| device.v4).chain(machines.iter().map(|m| m.v4))),
         set("exits6", "ipv6_addr", exits().map(|device| device.v6).chain(machines.iter().map(|m| m.v6))),
     ];
-    let chains = [tenant_guard(), tenant_input(&plan.subnets), tenant_forward(&plan.subnets)];
+    let chains = [tenant_guard(), tenant_input(&plan.subnets), tenant_forward(&plan.subnets), tenant_quiet()];
     replace_table(TENANT_TABLE, &[sets.concat(), chains.concat(), tenant_translation()].concat())
 }
 
@@ -109,6 +109,19 @@ fn tenant_forward(subnets: &Subnets) -> String {
 		type filter hook forward priority mangle; policy accept;
 		iifname "{WIREGUARD}" {syn}
 		oifname "{WIREGUARD}" {syn}
+	}}
+"#
+    )
+}
+
+/// The kernel reports its own multicast groups on every link; on a TAP that would wake a sleeping machine for nothing.
+fn tenant_quiet() -> String {
+    format!(
+        r#"
+	chain quiet {{
+		type filter hook output priority filter; policy accept;
+		oifname "{TAP_PATTERN}" ip daddr 224.0.0.0/4 drop
+		oifname "{TAP_PATTERN}" ip6 daddr ff00::/8 drop
 	}}
 "#
     )
