@@ -2,6 +2,7 @@
 //!
 //! Invariant: a second run of anything builds, installs and downloads nothing that the first one left in place.
 
+mod guest;
 mod paths;
 mod radicale;
 mod setup;
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Install what is missing from Debian, saying what and why before doing it. A second run installs nothing.
     Setup,
+    /// Build the guests' kernel and initramfs from Debian's cloud kernel, into target/guest.
+    Guest,
     /// Build the example app's OCI image: Radicale, a calendar and contacts server, from Debian's package.
     Radicale,
     /// Check the walls between the crates, and the form of the sources.
@@ -47,6 +50,12 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup => setup::run(setup::For::Test),
+        Command::Guest => {
+            let guest = guest::build(&guest::default_dir())?;
+            let state = if guest.changed { "built" } else { "up to date" };
+            println!("guest: {} in {}, {state}", guest.kernel_version, guest.dir.display());
+            Ok(())
+        }
         Command::Radicale => {
             setup::run(setup::For::Up)?;
             println!("{}", radicale::build()?.display());
