@@ -2,4 +2,6 @@
 //!
 //! Invariant: `unsafe` stays in the modules that say `#![allow(unsafe_code)]`, one reason per use.
 
+pub mod image;
 pub mod net;
+pub mod store;
