@@ -13,7 +13,11 @@ use rtnetlink::{
         route::RouteMessage,
     },
 };
-use std::{collections::HashMap, fmt, net::{IpAddr, Ipv4Addr, Ipv6Addr}};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 use tokio::task::JoinHandle;
 
 /// A netlink socket of one namespace.

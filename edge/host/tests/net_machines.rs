@@ -1,0 +1,122 @@
+//! Machines' TAPs: what waits in them, what is counted, what the host itself never sends into them.
+
+mod net_world;
+
+use net_world::{World, household, inside};
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+#[test]
+fn a_packet_for_a_sleeping_machine_waits_and_is_counted_when_it_is_read() {
+    let Some(mut world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    let plan = household(1, 1, 2);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    let mut phone = world.phone(1);
+    phone.connect(&world, &plan, 0);
+    assert!(phone.pings_within(plan.subnets.server_v4(), 5.0).is_some());
+
+    let tap = net.tap(plan.machines[0].id).unwrap();
+    let other = net.tap(plan.machines[1].id).unwrap();
+    assert!(!tap.has_waiting());
+    assert_eq!(tap.delivered_packets(), 0);
+
+    let mut waking = runtime.spawn({
+        let tap = tap.clone();
+        async move {
+            tap.wait_readable().await;
+            Instant::now()
+        }
+    });
+    let early = runtime
+        .block_on(async { tokio::time::timeout(Duration::from_millis(200), &mut waking).await.is_ok() });
+    assert!(!early, "nobody sent anything");
+    let sent = Instant::now();
+    let (v4, v6) = (plan.machines[0].v4, plan.machines[0].v6);
+    phone.sh(&format!("ping -n -c 3 -i 0.05 -W 1 {v4} >/dev/null; true"));
+    let readable = runtime.block_on(waking).unwrap();
+    eprintln!("the TAP was readable {} us after the ping was started", (readable - sent).as_micros());
+    phone.sh(&format!("ping -6 -n -c 2 -i 0.05 -W 1 {v6} >/dev/null; echo hello > /dev/udp/{v4}/9; true"));
+
+    assert!(tap.has_waiting());
+    assert_eq!(tap.delivered_packets(), 0, "what waits is not delivered yet");
+    let mut vmm = File::from(tap.dup().unwrap());
+    let mut frame = [0; 2048];
+    for delivered in 1..=6 {
+        let read = vmm.read(&mut frame).unwrap();
+        // The virtio-net header of 10 bytes, then Ethernet to the machine.
+        assert!(read > 10 + 14 + 20);
+        assert_eq!(frame[..10], [0; 10], "plain: no offload was promised");
+        assert_eq!(frame[10..16], plan.machines[0].mac);
+        assert_eq!(tap.delivered_packets(), delivered);
+    }
+    assert!(!tap.has_waiting());
+    assert_eq!((other.delivered_packets(), other.has_waiting()), (0, false));
+    // The TAP stays usable with the reactor after others read from it.
+    let late = runtime
+        .block_on(async { tokio::time::timeout(Duration::from_millis(300), tap.wait_readable()).await });
+    assert!(late.is_err(), "an old edge is no packet");
+    runtime.block_on(net.remove(plan.tenant)).unwrap();
+    assert!(net.tap(plan.machines[0].id).is_none());
+}
+
+#[test]
+fn the_host_itself_never_wakes_a_machine() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    let mut plan = household(1, 1, 1);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    plan.machines.extend(household(1, 1, 2).machines.pop());
+    runtime.block_on(net.apply(&plan)).unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    for machine in &plan.machines {
+        let tap = net.tap(machine.id).unwrap();
+        let mut frame = [0; 2048];
+        let read =
+            if tap.has_waiting() { File::from(tap.dup().unwrap()).read(&mut frame).unwrap_or(0) } else { 0 };
+        assert_eq!(read, 0, "the host sent {:02x?}", &frame[..read]);
+    }
+    runtime.block_on(net.remove(plan.tenant)).unwrap();
+}
+
+#[test]
+fn a_tap_comes_back_from_a_vmm_after_the_daemon_died() {
+    let Some(world) = World::make() else { return };
+    let plan = household(1, 0, 1);
+    let machine = plan.machines[0].id;
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    let vmm = net.tap(machine).unwrap().dup().unwrap();
+    drop(net);
+    drop(runtime);
+
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    assert!(net.tap(machine).is_none(), "the VMM holds it");
+    let tenant = world.namespace_of(plan.tenant);
+    inside(&tenant, &format!("ping -n -c 1 -W 1 {} >/dev/null; true", plan.machines[0].v4));
+    net.adopt_tap(machine, vmm.try_clone().unwrap());
+    let tap = net.tap(machine).unwrap();
+    assert!(tap.has_waiting(), "what came meanwhile waits");
+    assert_ne!(tap.dup().unwrap().as_raw_fd(), vmm.as_raw_fd());
+    drop((tap, net));
+    drop(runtime);
+
+    // The VMM ends without a daemon: the next one opens the TAP by its name.
+    drop(vmm);
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    assert!(net.tap(machine).is_some());
+    runtime.block_on(net.remove(plan.tenant)).unwrap();
+    let left = inside(&world.host, "ip -o link | grep -c _1@ || true");
+    assert_eq!(left, "0", "the way out is gone");
+}
