@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Invariants:
-//! - At most one of `Adopt`, `Boot`, `Wake`, `Sleep`, `Stop`, `Kill` is under way; each is answered exactly once, and what
-//!   is asked for in the meantime is remembered. `Exited` also answers a `Sleep` during which the VMM died; whatever
-//!   answer comes after that is ignored.
+//! - At most one of `Adopt`, `Boot`, `Wake`, `Sleep`, `Stop`, `Kill` is under way; each is answered exactly once, and
+//!   what is asked for in the meantime is remembered. `Exited` also answers a `Sleep` during which the VMM died;
+//!   whatever answer comes after that is ignored.
 //! - Nothing is started before the machine's network is there ([`Input::NetReady`]), and never twice.
 //! - Whatever fails is tried again after a pause that grows; nothing loops without one.
 

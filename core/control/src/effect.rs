@@ -10,7 +10,8 @@ pub enum Effect {
     /// Answered by `NetRemoved`.
     RemoveNet { tenant: TenantId },
     /// Answered by `ImageProgress`*, then `ImageReady` or `ImageFailed`.
-    ImportImage { operation: OperationId, source: String },
+    /// `argv_given`: the manifest says what to run, so an image without an entrypoint will do.
+    ImportImage { operation: OperationId, source: String, argv_given: bool },
     /// A command for the task that owns the machine; answered by `Event::Machine`.
     Machine { machine: MachineId, command: cloudpal_compute::life::Command },
     /// Tell `PacketWaiting` once, when a packet waits in the machine's TAP.

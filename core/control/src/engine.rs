@@ -1,9 +1,10 @@
 //! The engine: owns what is wanted, hears what happens, and says what to do next.
 //!
 //! Invariants:
-//! - A request is checked, then made durable in one batch with its operation, then taken into memory, then acted upon. When
-//!   the store refuses, nothing has changed.
-//! - After a restart, `open` asks the host for everything that memory cannot know, and so reaches the wanted state again.
+//! - A request is checked, then made durable in one batch with its operation, then taken into memory, then acted
+//!   upon. When the store refuses, nothing has changed.
+//! - After a restart, `open` asks the host for everything that memory cannot know, and so reaches the wanted state
+//!   again.
 
 use crate::{
     effect::Effect,
@@ -174,7 +175,8 @@ impl<S: Store> Engine<S> {
     fn resume_installs(&mut self, now: Now) {
         for install in self.household.installs.values() {
             let source = install.manifest.image.clone();
-            self.effects.push(Effect::ImportImage { operation: install.operation, source });
+            let argv_given = !install.manifest.argv.is_empty();
+            self.effects.push(Effect::ImportImage { operation: install.operation, source, argv_given });
         }
         let running =
             self.operations.values().filter(|op| matches!(op.state, OperationState::Running { .. }));
