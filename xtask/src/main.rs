@@ -2,13 +2,20 @@
 //!
 //! Invariant: a second run of anything builds, installs and downloads nothing that the first one left in place.
 
+mod check;
+mod daemon;
+mod day;
 mod guest;
+mod interrupt;
 mod paths;
+mod programs;
 mod radicale;
 mod setup;
 mod shell;
 mod test;
 mod tidy;
+mod up;
+mod world;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -30,6 +37,8 @@ enum Command {
     Guest,
     /// Build the example app's OCI image: Radicale, a calendar and contacts server, from Debian's package.
     Radicale,
+    /// Run CloudPal here with an app in it, until Ctrl-C. Sets up and builds whatever is missing.
+    Up(up::Options),
     /// Check the walls between the crates, and the form of the sources.
     Tidy,
     /// Everything that must hold before a change is taken: format, lints, tidy, tests, and the owner's day.
@@ -61,6 +70,7 @@ fn run(command: Command) -> Result<()> {
             println!("{}", radicale::build()?.display());
             Ok(())
         }
+        Command::Up(options) => up::run(&options),
         Command::Tidy => tidy::run(),
         Command::Test(options) => test::run(&options),
     }

@@ -63,7 +63,8 @@ fn make(work: &Path) -> Result<()> {
 }
 
 /// Byte-compiled Python stays, since a start without it takes seconds longer under emulation; but it is made anew in
-/// the form that carries a hash of its source rather than a time. Debian's package leaves it to its service unit to give
+/// the form that carries a hash of its source rather than a time. Debian's package leaves it to its service unit
+/// to give
 /// the storage to Radicale's user; an image has no unit.
 fn trim_script() -> String {
     format!(

@@ -1,6 +1,6 @@
 //! Everything that must hold before a change is taken, in the order in which it fails fastest.
 
-use crate::{paths, radicale, setup, shell, tidy};
+use crate::{check, guest, paths, programs::Profile, radicale, setup, shell, tidy};
 use anyhow::{Context, Result};
 use std::time::Instant;
 
@@ -16,8 +16,14 @@ pub fn run(options: &Options) -> Result<()> {
     section("tidy", tidy::run)?;
     let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     section("lints", || cargo(&lints))?;
-    section("images", || radicale::build().map(drop))?;
+    section("guest and images", || {
+        guest::build(&guest::default_dir())?;
+        radicale::build().map(drop)
+    })?;
     section("tests", || tests(&options.filter))?;
+    if options.filter.is_empty() {
+        section("the owner's day", || check::run(Profile::Dev, None, false))?;
+    }
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! The archive format of an initramfs ("newc"), written the same way every time: no times, no owners, no inode of a host.
+//! The archive format of an initramfs ("newc"), written the same way every time: no times, no owners, no inode of
+//! a host.
 
 #[derive(Default)]
 pub struct Archive {
@@ -65,9 +66,9 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("cloudpal-cpio-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("a.cpio"), bytes).unwrap();
-        let listing =
-            std::process::Command::new("sh").args(["-c", "cpio -itv --quiet < a.cpio"]).current_dir(&dir);
-        let Ok(listing) = { listing }.output() else {
+        let mut list = std::process::Command::new("sh");
+        list.args(["-c", "cpio -itv --quiet < a.cpio"]).current_dir(&dir);
+        let Ok(listing) = list.output() else {
             eprintln!("SKIPPED: no sh to run cpio with");
             return;
         };
