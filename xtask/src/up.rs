@@ -9,7 +9,12 @@ use crate::{
     radicale, setup,
 };
 use anyhow::{Context, Result, bail, ensure};
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -57,15 +62,15 @@ pub fn run(options: &Options) -> Result<()> {
     println!("start: cloudpald, reachable at {endpoint}; its log is {}", settings.log.display());
     let mut daemon = Daemon::start(settings, programs)?;
     let cli = daemon.cli();
-    fill(&cli, &place.join("phone.conf"), &format!("oci:{}", image.display()))?;
-    tell(&cli, &place.join("phone.conf"))?;
+    let drawn = fill(&cli, &place.join("phone.conf"), &format!("oci:{}", image.display()))?;
+    tell(&cli, &place.join("phone.conf"), drawn)?;
     stay(&mut daemon)?;
     println!("\nending: machines go to sleep; the next `cargo xtask up` finds everything as it is");
     daemon.stop().map(drop)
 }
 
-/// Adds the tenant, the device and the app, unless they are there.
-fn fill(cli: &Cli, conf: &std::path::Path, image: &str) -> Result<()> {
+/// Adds the tenant, the device and the app, unless they are there. Says whether a QR code was drawn.
+fn fill(cli: &Cli, conf: &Path, image: &str) -> Result<bool> {
     if cli.json(&["tenant", "show", TENANT]).is_err() {
         cli.show(&["tenant", "add", TENANT])?;
     }
@@ -77,7 +82,8 @@ fn fill(cli: &Cli, conf: &std::path::Path, image: &str) -> Result<()> {
         );
         cli.show(&["device", "revoke", TENANT, "phone"])?;
     }
-    if phone.is_err() || !conf.exists() {
+    let new = phone.is_err() || !conf.exists();
+    if new {
         if conf.exists() {
             fs::remove_file(conf).context("cannot replace the old profile")?;
         }
@@ -86,10 +92,10 @@ fn fill(cli: &Cli, conf: &std::path::Path, image: &str) -> Result<()> {
     if cli.json(&["app", "show", TENANT, APP]).is_err() {
         cli.show(&["app", "install", TENANT, APP, image])?;
     }
-    Ok(())
+    Ok(new)
 }
 
-fn tell(cli: &Cli, conf: &std::path::Path) -> Result<()> {
+fn tell(cli: &Cli, conf: &Path, drawn: bool) -> Result<()> {
     let app = cli.json(&["app", "show", TENANT, APP])?;
     println!("\nCloudPal is up. {TENANT}'s cloud has one app, asleep until somebody calls it:");
     println!(
@@ -97,7 +103,8 @@ fn tell(cli: &Cli, conf: &std::path::Path) -> Result<()> {
         text(&app, "host_name")?,
         text(&app, "v4")?
     );
-    println!("  phone    scan the QR code above with the WireGuard app, or take {}", conf.display());
+    let scan = if drawn { "scan the QR code above with the WireGuard app, or take " } else { "" };
+    println!("  phone    {scan}{}", conf.display());
     println!("           on Linux: wg-quick up {}", conf.display());
     println!("  status   {}", cli.line(&["status"]));
     println!("  Ctrl-C   ends it; everything is kept");

@@ -82,9 +82,9 @@ impl Drop for Files {
 /// Joins a place to the internet: `eth0` there, with a default route.
 fn join(net: &Namespace, place: &Namespace, port: &str, router: &str, address: &str) -> Result<()> {
     let (router_net, address_net) = (format!("{router}/24"), format!("{address}/24"));
-    net.ip(&["link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", place.name()])?;
+    net.ip(&["link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", place.name()])?;
     net.ip(&["address", "add", &router_net, "dev", port])?;
-    net.ip(&["link", "set", port, "up"])?;
+    net.ip(&["link", "set", "dev", port, "up"])?;
     place.ip(&["address", "add", &address_net, "dev", "eth0"])?;
     place.ip(&["link", "set", "eth0", "up"])?;
     place.ip(&["route", "add", "default", "via", router])
