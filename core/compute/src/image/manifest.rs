@@ -51,7 +51,7 @@ pub struct Plan {
 
 enum Document {
     Index(ImageIndex),
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 /// From an index or manifest that was found right to the plan. `fetch` gets a blob's bytes; they are checked here.
@@ -187,9 +187,8 @@ fn check_size(place: &str, size: u64, limit: u64) -> Result<(), ImageError> {
 }
 
 fn layer_type_is_known(found: &str) -> bool {
-    let packing =
-        |known: &&str| found.strip_prefix(*known).is_some_and(|rest| LAYER_PACKINGS.contains(&rest));
-    LAYER_TYPES.iter().any(|known| packing(&known))
+    let packing = |known: &&str| found.strip_prefix(known).is_some_and(|rest| LAYER_PACKINGS.contains(&rest));
+    LAYER_TYPES.iter().any(|known| packing(known))
 }
 
 fn blob(descriptor: &Descriptor) -> Result<Blob, ImageError> {
@@ -216,7 +215,9 @@ fn parse(bytes: &[u8], place: &str) -> Result<Document, ImageError> {
     }
     match (probe.manifests.is_some(), probe.layers.is_some() || probe.config.is_some()) {
         (true, false) => serde_json::from_slice(bytes).map(Document::Index).map_err(json),
-        (false, true) => serde_json::from_slice(bytes).map(Document::Manifest).map_err(json),
+        (false, true) => {
+            serde_json::from_slice(bytes).map(|manifest| Document::Manifest(Box::new(manifest))).map_err(json)
+        }
         (true, true) => Err(bad("it is an index and a manifest at once".to_owned())),
         (false, false) => Err(bad("it is neither an index nor a manifest".to_owned())),
     }

@@ -96,7 +96,7 @@ mod tests {
     fn records_of_every_kind() {
         let data = b"12 path=a/b\n19 mtime=-12.5\n\n29 SCHILY.xattr.user.x=1\n2=3\n";
         assert_eq!(Pax::parse(data), None, "the second record's length is wrong");
-        let data = b"12 path=a/b\n15 mtime=-12.5\n30 SCHILY.xattr.user.x=1\n2=3 4\n";
+        let data = b"12 path=a/b\n15 mtime=-12.5\n31 SCHILY.xattr.user.x=1\n2=3 4\n";
         let pax = Pax::parse(data).unwrap();
         assert_eq!(pax.path.as_deref(), Some(&b"a/b"[..]));
         assert_eq!(pax.mtime, Some((-13, 500_000_000)));
