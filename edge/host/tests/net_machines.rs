@@ -2,6 +2,8 @@
 
 mod net_world;
 
+use cloudpal_host::net::{NetHost, NetSettings, WireGuardKind, namespace::Namespace};
+use cloudpal_model::Kind;
 use net_world::{World, household, inside};
 use std::{
     fs::File,
@@ -119,4 +121,64 @@ fn a_tap_comes_back_from_a_vmm_after_the_daemon_died() {
     runtime.block_on(net.remove(plan.tenant)).unwrap();
     let left = inside(&world.host, "ip -o link | grep -c _1@ || true");
     assert_eq!(left, "0", "the way out is gone");
+}
+
+#[test]
+fn a_host_that_lacks_something_is_told_what_and_a_second_daemon_is_refused() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    eprintln!("{}", net.explain());
+    let problem = runtime.block_on(NetHost::start(world.settings())).err().unwrap();
+    assert_eq!(problem.kind, Kind::Taken);
+    drop(net);
+    let settings = |instance: &str| NetSettings { instance: instance.into(), ..world.settings() };
+    let problem = runtime.block_on(NetHost::start(settings("a b"))).err().unwrap();
+    assert_eq!(problem.kind, Kind::Invalid);
+    let kernel = NetSettings { wireguard: WireGuardKind::Kernel, ..world.settings() };
+    match runtime.block_on(NetHost::start(kernel)) {
+        Ok(net) => assert!(net.explain().contains("in the kernel")),
+        Err(problem) => {
+            assert_eq!(problem.kind, Kind::HostLacks);
+            assert!(problem.mend.contains("modprobe wireguard"), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn what_leaves_the_plan_is_gone_and_what_was_removed_by_hand_comes_back() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    let mut plan = household(1, 2, 20);
+    let started = Instant::now();
+    runtime.block_on(net.apply(&plan)).unwrap();
+    let first = started.elapsed();
+    let started = Instant::now();
+    runtime.block_on(net.apply(&plan)).unwrap();
+    eprintln!("20 machines: applied in {first:?}, again in {:?}", started.elapsed());
+
+    let tenant = world.namespace_of(plan.tenant);
+    let taps = || inside(&tenant, "ip -o link show type tun | grep -c ' m[0-9]' || true");
+    assert_eq!(taps(), "20");
+    let gone = plan.machines.pop().unwrap();
+    runtime.block_on(net.apply(&plan)).unwrap();
+    assert_eq!(taps(), "19");
+    assert!(net.tap(gone.id).is_none());
+    inside(&tenant, &format!("ip link del {} && ip link del wg0 && ip link del x0", plan.machines[0].id));
+    runtime.block_on(net.apply(&plan)).unwrap();
+    assert_eq!(taps(), "19");
+    let v4 = plan.machines[0].v4;
+    inside(
+        &tenant,
+        &format!("ip link show wg0 && ip link show x0 && ip route get {v4} && ping -c 1 -W 1 {v4}; true"),
+    );
+    assert!(net.tap(plan.machines[0].id).unwrap().has_waiting());
+    assert_eq!(runtime.block_on(net.peers(plan.tenant)).len(), 2);
+
+    // A tenant that nobody wants any more, from an earlier daemon.
+    drop(net);
+    let net = world.daemon(&runtime);
+    runtime.block_on(net.remove_others(&[])).unwrap();
+    assert!(Namespace::open(&format!("{}-t1", world.id)).unwrap().is_none());
 }

@@ -1,9 +1,9 @@
 //! The Linux side of the network: namespaces, TAPs, links, firewall, DNS and WireGuard.
 //!
-//! A packet's way: the device's datagram reaches the tenant's UDP port in the daemon's own namespace; WireGuard puts the
-//! packet into `wg0` in the tenant's namespace; the kernel routes it to the machine's TAP `m<ID>`, where a VMM reads it,
-//! or where it waits while the machine sleeps. Outwards it leaves over the veth `x0`, is translated twice, and the host
-//! routes it on.
+//! A packet's way: the device's datagram reaches the tenant's UDP port in the daemon's own namespace; WireGuard puts
+//! the packet into `wg0` in the tenant's namespace; the kernel routes it to the machine's TAP `m<ID>`, where a VMM reads
+//! it, or where it waits while the machine sleeps. Outwards it leaves over the veth `x0`, is translated twice, and the
+//! host routes it on.
 //!
 //! Invariants: applying a plan twice is applying it once; one tenant's plans are applied one after the other; after the
 //! daemon dies, namespaces, links, rules and TAPs remain and the next daemon takes them over.
@@ -147,9 +147,7 @@ impl NetHost {
         {
             self.shared.host.delete(index).await?;
         }
-        Namespace::remove(&name).map_err(place)?;
-        self.tenants.lock().await.remove(&tenant);
-        Ok(())
+        Namespace::remove(&name).map_err(place)
     }
 
     /// Removes what this instance made for tenants that nobody wants any more (a daemon died while it removed one).

@@ -1,6 +1,6 @@
 //! The kernel's network settings of one namespace: those of the thread that writes them.
 //!
-//! Invariant: before the host forwards IPv6, interfaces that live from router advertisements are told to go on doing so.
+//! Invariant: before the host forwards IPv6, interfaces that live from router advertisements are told to go on so.
 
 use std::{fs, io, path::Path};
 

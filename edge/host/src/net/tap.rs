@@ -1,8 +1,8 @@
 //! A machine's TAP: the packets for a machine, awake or asleep.
 //!
 //! Invariants:
-//! - the daemon holds a descriptor of the TAP for the machine's whole life; a VMM gets a duplicate, so packets that wait
-//!   are never lost between two VMMs;
+//! - the daemon holds a descriptor of the TAP for the machine's whole life; a VMM gets a duplicate, so packets that
+//!   wait are never lost between two VMMs;
 //! - the count of delivered packets changes exactly when somebody read a packet from the TAP;
 //! - between two VMMs the TAP has no offloads and the default header, so what waits in it is plain.
 #![allow(unsafe_code)]
@@ -128,8 +128,8 @@ impl Tap {
 
     /// Returns once a packet waits in the TAP.
     ///
-    /// The open file is shared with a VMM, so an edge alone proves nothing: poll(2) has the last word. The descriptor is
-    /// with the reactor only while somebody waits, so that an awake machine's packets do not wake the daemon.
+    /// The open file is shared with a VMM, so an edge alone proves nothing: poll(2) has the last word. The descriptor
+    /// is with the reactor only while somebody waits, so that an awake machine's packets do not wake the daemon.
     pub async fn wait_readable(&self) {
         while !self.has_waiting() {
             let watched = match self.dup().and_then(|fd| watch(fd, Interest::READABLE)) {

@@ -65,6 +65,14 @@ impl Taps {
         entry.open(machine);
     }
 
+    /// The TAP's link is not there; a descriptor of it is worth nothing.
+    pub fn lost(&self, machine: MachineId) {
+        if let Some(entry) = self.lock().get_mut(&machine) {
+            entry.tap = None;
+            entry.adopted = None;
+        }
+    }
+
     pub fn forget(&self, machine: MachineId) {
         self.lock().remove(&machine);
     }

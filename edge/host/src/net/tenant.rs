@@ -114,14 +114,19 @@ impl Tenant {
     }
 
     async fn make_machines(&self, plan: &NetPlan, taps: &Taps) -> Result<(), Problem> {
-        for (name, index) in self.links.all().await? {
-            let Some(machine) = names::machine_of_tap(&name) else { continue };
+        let links = self.links.all().await?;
+        for (name, &index) in &links {
+            let Some(machine) = names::machine_of_tap(name) else { continue };
             if !plan.machines.iter().any(|wanted| wanted.id == machine) {
                 taps.forget(machine);
                 self.links.delete(index).await?;
             }
         }
         for machine in &plan.machines {
+            if !links.contains_key(&names::tap(machine.id)) {
+                // New; or somebody removed the link, and our descriptor leads nowhere.
+                taps.lost(machine.id);
+            }
             let settled = taps.settle(machine.id, &self.namespace, &self.counters);
             settled
                 .map_err(|e| Problem::io(format_args!("opening the TAP of machine {}", machine.id), &e))?;

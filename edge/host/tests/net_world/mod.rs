@@ -15,7 +15,7 @@ use cloudpal_net::{
 use nix::sched::{CloneFlags, setns};
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Output},
     sync::Arc,
@@ -23,8 +23,11 @@ use std::{
 
 /// The host's address on the internet.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// A server on the internet.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+
+pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
 
 pub struct World {
     pub id: String,
@@ -54,30 +57,30 @@ impl World {
         let [host, internet] = [&names[0], &names[1]].map(|name| Namespace::open_or_create(name).unwrap().0);
         let world = World { id, host, internet, dir, names };
         world.inside(&world.internet, "ip link set lo up");
-        world.wire(&world.host, "inet0", HOST, 24, &world.internet, "host0", Ipv4Addr::new(192, 0, 2, 254));
-        world.inside(&world.host, "ip link set lo up && ip route add default via 192.0.2.254");
+        let (near, far) = (format!("{HOST}/24 {HOST_V6}/64"), "192.0.2.254/24 2001:db8:1::fe/64");
+        world.wire([(&world.host, "inet0", &near), (&world.internet, "host0", far)]);
+        let up = "ip link set lo up && ip route add default via 192.0.2.254 && ip route add default via 2001:db8:1::fe";
+        world.inside(&world.host, up);
         world.inside(
             &world.internet,
-            &format!("ip addr add {SERVER}/32 dev lo && sysctl -qw net.ipv4.ip_forward=1"),
+            &format!("ip addr add {SERVER}/32 dev lo && ip addr add {SERVER_V6}/128 dev lo && sysctl -qw net.ipv4.ip_forward=1"),
         );
         setns(&world.host, CloneFlags::CLONE_NEWNET).unwrap();
         Some(world)
     }
 
-    fn wire(
-        &self,
-        a: &Namespace,
-        name_a: &str,
-        v4_a: Ipv4Addr,
-        len: u8,
-        b: &Namespace,
-        name_b: &str,
-        v4_b: Ipv4Addr,
-    ) {
-        let (path_a, path_b) = (netns_name(a), netns_name(b));
-        run(&format!("ip -n {path_a} link add {name_a} type veth peer name {name_b} netns {path_b}"));
-        for (path, name, v4) in [(path_a, name_a, v4_a), (path_b, name_b, v4_b)] {
-            run(&format!("ip -n {path} addr add {v4}/{len} dev {name} && ip -n {path} link set {name} up"));
+    /// A cable between two namespaces; each end is a name and an address with its prefix.
+    fn wire(&self, ends: [(&Namespace, &str, &str); 2]) {
+        let [(a, name_a, _), (b, name_b, _)] = ends;
+        let (netns_a, netns_b) = (netns_name(a), netns_name(b));
+        run(&format!("ip -n {netns_a} link add {name_a} type veth peer name {name_b} netns {netns_b}"));
+        for (namespace, name, addresses) in ends {
+            let netns = netns_name(namespace);
+            for address in addresses.split(' ') {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                run(&format!("ip -n {netns} addr add {address} dev {name} {nodad}"));
+            }
+            run(&format!("ip -n {netns} link set {name} up"));
         }
     }
 
@@ -88,7 +91,8 @@ impl World {
         self.names.push(name);
         let (near, far) =
             (Ipv4Addr::new(198, 51, 100, number * 4 + 1), Ipv4Addr::new(198, 51, 100, number * 4 + 2));
-        self.wire(&self.internet, &format!("ph{number}"), near, 30, &namespace, "up0", far);
+        let ends = (format!("{near}/30"), format!("{far}/30"));
+        self.wire([(&self.internet, &format!("ph{number}"), &ends.0), (&namespace, "up0", &ends.1)]);
         self.inside(&namespace, &format!("ip link set lo up && ip route add default via {near}"));
         Phone { namespace, address: far, wireguard: None }
     }

@@ -1,4 +1,5 @@
-//! WireGuard in this process: gotatun between a TUN interface in the tenant's namespace and a UDP socket in the daemon's.
+//! WireGuard in this process: gotatun between a TUN interface in the tenant's namespace and a UDP socket in the
+//! daemon's.
 //!
 //! Invariants: the port is bound as long as the tunnel lives, also without peers; the TUN has no offloads, so each read
 //! is one whole packet.
@@ -28,7 +29,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -40,6 +41,9 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// How long to stay with a handshake's first datagram; gotatun repeats it by itself.
 const FIRST_CALL: Duration = Duration::from_millis(50);
+
+/// How long gotatun may take to let go of the interface.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 type Transports = (HeldSocket, Tun, Tun);
 
@@ -66,7 +70,7 @@ impl Userspace {
             .build()
             .await
             .map_err(trouble)?;
-        // Without peers the builder leaves the device at rest. A change of the port starts it; our socket does not care.
+        // Without peers the builder leaves the device at rest. A change of the port starts it; our socket stays as is.
         device.write(async |device| device.set_listen_port(plan.listen_port)).await.map_err(trouble)?;
         let state = State { device: Some(device), peers: HashMap::new() };
         Ok(Userspace { state: Mutex::new(state), tun })
@@ -137,6 +141,11 @@ impl wireguard::WireGuard for Userspace {
         let device = self.state.lock().await.device.take();
         if let Some(device) = device {
             device.stop().await;
+            // gotatun lets go of the socket and the interface on a task of its own.
+            let started = Instant::now();
+            while Arc::strong_count(&self.tun.0) > 1 && started.elapsed() < LETTING_GO {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
     }
 }
