@@ -162,7 +162,14 @@ fn what_leaves_the_plan_is_gone_and_what_was_removed_by_hand_comes_back() {
     let taps = || inside(&tenant, "ip -o link show type tun | grep -c ' m[0-9]' || true");
     assert_eq!(taps(), "20");
     let gone = plan.machines.pop().unwrap();
+    let last = net.tap(gone.id).unwrap();
+    let waiting = runtime.spawn(async move { last.wait_readable().await });
     runtime.block_on(net.apply(&plan)).unwrap();
+    let before = cpu_ticks();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!waiting.is_finished(), "no packet ever comes");
+    assert!(cpu_ticks() - before < 10, "whoever waits for a TAP that is gone must not spin");
+    waiting.abort();
     assert_eq!(taps(), "19");
     assert!(net.tap(gone.id).is_none());
     inside(&tenant, &format!("ip link del {} && ip link del wg0 && ip link del x0", plan.machines[0].id));
@@ -181,4 +188,11 @@ fn what_leaves_the_plan_is_gone_and_what_was_removed_by_hand_comes_back() {
     let net = world.daemon(&runtime);
     runtime.block_on(net.remove_others(&[])).unwrap();
     assert!(Namespace::open(&format!("{}-t1", world.id)).unwrap().is_none());
+}
+
+/// The processor time of this process, in hundredths of a second.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+    fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
 }

@@ -1,9 +1,9 @@
 //! The Linux side of the network: namespaces, TAPs, links, firewall, DNS and WireGuard.
 //!
 //! A packet's way: the device's datagram reaches the tenant's UDP port in the daemon's own namespace; WireGuard puts
-//! the packet into `wg0` in the tenant's namespace; the kernel routes it to the machine's TAP `m<ID>`, where a VMM reads
-//! it, or where it waits while the machine sleeps. Outwards it leaves over the veth `x0`, is translated twice, and the
-//! host routes it on.
+//! the packet into `wg0` in the tenant's namespace; the kernel routes it to the machine's TAP `m<ID>`, where a VMM
+//! reads it, or where it waits while the machine sleeps. Outwards it leaves over the veth `x0`, is translated twice,
+//! and the host routes it on.
 //!
 //! Invariants: applying a plan twice is applying it once; one tenant's plans are applied one after the other; after the
 //! daemon dies, namespaces, links, rules and TAPs remain and the next daemon takes them over.
@@ -210,6 +210,10 @@ fn check_host() -> Result<(), Problem> {
             what,
             "load it with `modprobe tun`; a container needs the device, too",
         ));
+    }
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        let mend = "start it without the kernel's option `ipv6.disable=1`";
+        return Err(Problem::new(Kind::HostLacks, "the host's kernel has no IPv6", mend));
     }
     let nft = Command::new("nft").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
     nft.map(drop).map_err(|e| firewall::missing(&e))

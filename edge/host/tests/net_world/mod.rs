@@ -56,14 +56,14 @@ impl World {
         let names = vec![format!("{id}-host"), format!("{id}-inet")];
         let [host, internet] = [&names[0], &names[1]].map(|name| Namespace::open_or_create(name).unwrap().0);
         let world = World { id, host, internet, dir, names };
-        world.inside(&world.internet, "ip link set lo up");
+        world.inside(&world.internet, "ip link set lo up && sysctl -qw net.ipv4.ip_forward=1");
         let (near, far) = (format!("{HOST}/24 {HOST_V6}/64"), "192.0.2.254/24 2001:db8:1::fe/64");
         world.wire([(&world.host, "inet0", &near), (&world.internet, "host0", far)]);
-        let up = "ip link set lo up && ip route add default via 192.0.2.254 && ip route add default via 2001:db8:1::fe";
-        world.inside(&world.host, up);
+        world.inside(&world.host, "ip link set lo up && ip route add default via 192.0.2.254");
+        world.inside(&world.host, "ip route add default via 2001:db8:1::fe");
         world.inside(
             &world.internet,
-            &format!("ip addr add {SERVER}/32 dev lo && ip addr add {SERVER_V6}/128 dev lo && sysctl -qw net.ipv4.ip_forward=1"),
+            &format!("ip addr add {SERVER}/32 dev lo && ip addr add {SERVER_V6}/128 dev lo"),
         );
         setns(&world.host, CloneFlags::CLONE_NEWNET).unwrap();
         Some(world)
