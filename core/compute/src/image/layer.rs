@@ -81,7 +81,8 @@ impl<R: Read, W: Write> LayerReader<'_, R, W> {
         let mut before = Before::default();
         while let Some(header) = self.next_header()? {
             let kind = header.entry_type();
-            let size = header.entry_size().map_err(|_| self.damaged("a header has no valid size"))?;
+            let size = or_blank(header.entry_size(), &header.as_old().size)
+                .map_err(|_| self.damaged("a header has no valid size"))?;
             match kind {
                 EntryType::XHeader => {
                     let data = self.extended(size)?;
@@ -150,11 +151,21 @@ impl<R: Read, W: Write> LayerReader<'_, R, W> {
         let narrow = |id: u64| u32::try_from(id).map_err(|_| io::Error::from(io::ErrorKind::InvalidData));
         let (mtime_s, mtime_ns) = match pax.mtime {
             Some(mtime) => mtime,
-            None => (i64::try_from(header.mtime().map_err(damaged)?).unwrap_or(i64::MAX), 0),
+            None => (
+                i64::try_from(or_blank(header.mtime(), &header.as_old().mtime).map_err(damaged)?)
+                    .unwrap_or(i64::MAX),
+                0,
+            ),
         };
-        let uid = pax.uid.map_or_else(|| header.uid().and_then(narrow), Ok).map_err(damaged)?;
-        let gid = pax.gid.map_or_else(|| header.gid().and_then(narrow), Ok).map_err(damaged)?;
-        let mode = (header.mode().map_err(damaged)? & 0o7777) as u16;
+        let uid = pax
+            .uid
+            .map_or_else(|| or_blank(header.uid(), &header.as_old().uid).and_then(narrow), Ok)
+            .map_err(damaged)?;
+        let gid = pax
+            .gid
+            .map_or_else(|| or_blank(header.gid(), &header.as_old().gid).and_then(narrow), Ok)
+            .map_err(damaged)?;
+        let mode = (or_blank(header.mode(), &header.as_old().mode).map_err(damaged)? & 0o7777) as u16;
         let meta = Meta { mode, uid, gid, mtime_s, mtime_ns, xattrs: pax.xattrs };
         let major = header.device_major().ok().flatten().unwrap_or_default();
         let minor = header.device_minor().ok().flatten().unwrap_or_default();
@@ -338,6 +349,11 @@ pub fn stream_error(layer: &str, error: io::Error) -> ImageError {
         },
         _ => ImageError::Read { place: format!("layer {layer}"), error },
     }
+}
+
+/// A number that was left out is 0, as other readers have it.
+fn or_blank<N: Default>(parsed: io::Result<N>, field: &[u8]) -> io::Result<N> {
+    if field.iter().all(|b| matches!(b, 0 | b' ')) { Ok(N::default()) } else { parsed }
 }
 
 /// Overlay's own marks would change what the guest sees; other namespaces mean nothing to its kernel.
