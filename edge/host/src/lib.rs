@@ -6,3 +6,4 @@ pub mod disk;
 pub mod image;
 pub mod net;
 pub mod store;
+pub mod vmm;

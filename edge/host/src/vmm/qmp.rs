@@ -1,0 +1,149 @@
+//! A small client of QEMU's monitor protocol: one JSON object per line.
+//!
+//! Invariant: one command at a time. An answer is matched by its id, so the late answer to a command whose caller gave
+//! up is not taken for the next one's.
+
+use cloudpal_model::{Kind, Problem};
+use serde_json::{Value, json};
+use std::{
+    io::IoSlice,
+    mem::MaybeUninit,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Qmp {
+    line: tokio::sync::Mutex<Line>,
+    shutdown: Arc<Mutex<Option<String>>>,
+}
+
+struct Line {
+    writer: OwnedWriteHalf,
+    answers: UnboundedReceiver<Value>,
+    next_id: u64,
+}
+
+impl Qmp {
+    /// Connects and negotiates. `Err` while QEMU does not listen yet.
+    pub async fn connect(socket: PathBuf) -> Result<Qmp, Problem> {
+        let stream = UnixStream::connect(&socket).await;
+        let stream =
+            stream.map_err(|error| Problem::io(format!("QEMU's monitor {}", socket.display()), &error))?;
+        let (reader, writer) = stream.into_split();
+        let (sender, answers) = unbounded_channel();
+        let shutdown = Arc::new(Mutex::new(None));
+        tokio::spawn(read_lines(reader, sender, shutdown.clone()));
+        let qmp = Qmp { line: tokio::sync::Mutex::new(Line { writer, answers, next_id: 1 }), shutdown };
+        qmp.ask("qmp_capabilities", json!({})).await?;
+        Ok(qmp)
+    }
+
+    /// Why QEMU said that it shuts down: `guest-shutdown`, `guest-reset`, …
+    pub fn shutdown_reason(&self) -> Option<String> {
+        self.shutdown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub async fn ask(&self, command: &str, arguments: Value) -> Result<Value, Problem> {
+        self.send(command, arguments, None).await
+    }
+
+    /// `getfd`: hands QEMU a descriptor under a name.
+    pub async fn give(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Problem> {
+        self.send("getfd", json!({ "fdname": name }), Some(fd)).await.map(drop)
+    }
+
+    async fn send(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, Problem> {
+        let work = async {
+            let mut line = self.line.lock().await;
+            line.next_id += 1;
+            let id = line.next_id;
+            let mut text = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+            text.push('\n');
+            write(&line.writer, text.as_bytes(), fd)
+                .await
+                .map_err(|error| lost(command, &error.to_string()))?;
+            loop {
+                let answer =
+                    line.answers.recv().await.ok_or_else(|| lost(command, "the connection ended"))?;
+                if answer["id"] == id {
+                    return match answer.get("error") {
+                        Some(error) => {
+                            Err(lost(command, error["desc"].as_str().unwrap_or("no reason given")))
+                        }
+                        None => Ok(answer["return"].clone()),
+                    };
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(lost(command, "no answer")))
+    }
+}
+
+async fn read_lines(
+    reader: OwnedReadHalf,
+    answers: UnboundedSender<Value>,
+    shutdown: Arc<Mutex<Option<String>>>,
+) {
+    let mut lines = BufReader::new(reader).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
+        if message["event"] == "SHUTDOWN" {
+            let reason = message["data"]["reason"].as_str().unwrap_or("unknown").to_owned();
+            *shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        } else if message.get("id").is_some() && answers.send(message).is_err() {
+            return;
+        }
+    }
+}
+
+/// The descriptor, if there is one, travels with the first byte.
+async fn write(writer: &OwnedWriteHalf, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+    let stream: &UnixStream = writer.as_ref();
+    let (mut rest, mut fd) = (bytes, fd);
+    while !rest.is_empty() {
+        stream.writable().await?;
+        let sent = match fd {
+            Some(passed) => stream.try_io(tokio::io::Interest::WRITABLE, || send_with(stream, rest, passed)),
+            None => stream.try_write(rest),
+        };
+        match sent {
+            Ok(count) => {
+                rest = &rest[count..];
+                fd = None;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn send_with(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
+}
+
+fn lost(command: &str, why: &str) -> Problem {
+    Problem::new(Kind::Internal, format!("QEMU's monitor, {command}: {why}"), "see the machine's vmm.log")
+}
