@@ -1,7 +1,7 @@
 //! `cloudpal device`
 //!
-//! Invariants of `add`: the profile's file is made, for its owner's eyes alone, before the device is asked for, so that a path
-//! that exists is refused while nothing has happened; a profile that could not be kept leaves no device behind.
+//! Invariants of `add`: the profile's file is made, for its owner's eyes alone, before the device is asked for, so that
+//! a path that exists is refused while nothing has happened; a profile that could not be kept leaves no device behind.
 
 use crate::{
     operation, qr,

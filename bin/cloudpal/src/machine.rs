@@ -8,8 +8,18 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use cloudpal_api::{Accepted, Client, Exec, Machine};
-use cloudpal_model::{Name, Problem};
-use std::process::ExitCode;
+use cloudpal_model::{Kind, Name, Problem};
+use std::{
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// States that a machine leaves by itself.
+const MOVING: [&str; 6] = ["installing", "adopting", "booting", "waking", "falling_asleep", "stopping"];
+/// How often a moving machine is looked at, and for how long: an emulated boot is slow.
+const POLL: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Args)]
 pub struct Target {
@@ -17,6 +27,15 @@ pub struct Target {
     tenant: Name,
     /// The app
     app: Name,
+}
+
+#[derive(Args)]
+pub struct Change {
+    #[command(flatten)]
+    target: Target,
+    /// Return at once, without waiting until it is so
+    #[arg(long)]
+    detach: bool,
 }
 
 #[derive(Subcommand)]
@@ -28,11 +47,11 @@ Not needed in daily life: a packet starts it too.
 Example:
   cloudpal machine start ada radicale
 
-Exit codes: 0 done, 3 no such app, 5 not allowed in its present state.
+Waits until it is so. Exit codes: 0 done, 3 no such app, 5 not allowed, or it came out otherwise.
 With --json: the operation.")]
     Start {
         #[command(flatten)]
-        target: Target,
+        change: Change,
     },
     /// Put it to sleep now, without waiting for the idle time
     #[command(after_help = "\
@@ -41,22 +60,22 @@ A packet that arrives in the meantime keeps it awake.
 Example:
   cloudpal machine sleep ada radicale
 
-Exit codes: 0 done, 3 no such app, 5 not allowed in its present state.
+Waits until it is so. Exit codes: 0 done, 3 no such app, 5 not allowed, or it came out otherwise.
 With --json: the operation.")]
     Sleep {
         #[command(flatten)]
-        target: Target,
+        change: Change,
     },
     /// Stop it; packets do not start it again until `machine start`
     #[command(after_help = "\
 Example:
   cloudpal machine stop ada radicale
 
-Exit codes: 0 done, 3 no such app, 5 not allowed in its present state.
+Waits until it is so. Exit codes: 0 done, 3 no such app, 5 not allowed, or it came out otherwise.
 With --json: the operation.")]
     Stop {
         #[command(flatten)]
-        target: Target,
+        change: Change,
     },
     /// Run a command inside it, as the app's user, and wait for its end
     #[command(after_help = "\
@@ -95,17 +114,17 @@ Exit codes: 0 done, 3 no such app.")]
 
 pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Problem> {
     match verb {
-        Verb::Start { target } => {
-            let accepted = client.machine_start(&target.tenant, &target.app)?;
-            done(client, screen, &target, &accepted)?;
+        Verb::Start { change } => {
+            let accepted = client.machine_start(&change.target.tenant, &change.target.app)?;
+            reach(client, screen, &change, &accepted, "awake")?;
         }
-        Verb::Sleep { target } => {
-            let accepted = client.machine_sleep(&target.tenant, &target.app)?;
-            done(client, screen, &target, &accepted)?;
+        Verb::Sleep { change } => {
+            let accepted = client.machine_sleep(&change.target.tenant, &change.target.app)?;
+            reach(client, screen, &change, &accepted, "asleep")?;
         }
-        Verb::Stop { target } => {
-            let accepted = client.machine_stop(&target.tenant, &target.app)?;
-            done(client, screen, &target, &accepted)?;
+        Verb::Stop { change } => {
+            let accepted = client.machine_stop(&change.target.tenant, &change.target.app)?;
+            reach(client, screen, &change, &accepted, "stopped")?;
         }
         Verb::Exec { target, argv } => return exec(client, screen, &target, argv),
         Verb::List => screen.answer(&client.machines()?, |list| table(&list.machines))?,
@@ -118,13 +137,40 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
     Ok(ExitCode::SUCCESS)
 }
 
-fn done(client: &Client, screen: &Screen, target: &Target, accepted: &Accepted) -> Result<(), Problem> {
+/// Waits until the machine has come to rest; in another state than `goal`, that is the problem.
+fn reach(
+    client: &Client,
+    screen: &Screen,
+    change: &Change,
+    accepted: &Accepted,
+    goal: &str,
+) -> Result<(), Problem> {
+    let Target { tenant, app: name } = &change.target;
     let operation = operation::follow(client, screen, accepted.operation)?;
-    let app = client.app(&target.tenant, &target.app)?;
-    screen.answer(&operation, |_| {
-        let state = app.state.replace('_', " ");
-        format!("{} of {}/{} is {state}", app.machine, target.tenant, target.app)
-    })
+    let start = Instant::now();
+    let mut app = client.app(tenant, name)?;
+    while !change.detach && MOVING.contains(&app.state.as_str()) {
+        if start.elapsed() > PATIENCE {
+            let what = format!("{} of {tenant}/{name} is still {}", app.machine, words(&app.state));
+            let mend =
+                format!("it goes on by itself; `cloudpal logs {tenant} {name}` shows what the app says");
+            return Err(Problem::new(Kind::Refused, what, mend));
+        }
+        thread::sleep(POLL);
+        app = client.app(tenant, name)?;
+    }
+    if !change.detach && app.state != goal {
+        let note = if app.note.is_empty() { String::new() } else { format!(": {}", app.note) };
+        let what = format!("{} of {tenant}/{name} is {}, not {goal}{note}", app.machine, words(&app.state));
+        let mend =
+            format!("a packet may have come in the meantime; `cloudpal logs {tenant} {name}` tells more");
+        return Err(Problem::new(Kind::Refused, what, mend));
+    }
+    screen.answer(&operation, |_| format!("{} of {tenant}/{name} is {}", app.machine, words(&app.state)))
+}
+
+fn words(state: &str) -> String {
+    state.replace('_', " ")
 }
 
 fn exec(client: &Client, screen: &Screen, target: &Target, argv: Vec<String>) -> Result<ExitCode, Problem> {
@@ -146,7 +192,7 @@ fn table(machines: &[Machine]) -> Table {
         table.row([
             machine.id.to_string(),
             format!("{}/{}", machine.tenant, machine.app),
-            machine.state.replace('_', " "),
+            words(&machine.state),
             machine.pid.map_or("-".to_owned(), |pid| pid.to_string()),
             show_us(machine.cpu_us),
             show_bytes(machine.resident_kib << 10),

@@ -1,7 +1,7 @@
 //! The CloudPal command line: noun, verb, and the daemon's API behind it. One file per noun.
 //!
-//! Invariants: what a program reads goes to stdout, everything else to stderr; with `--json` stdout holds the API's own types
-//! and stderr the problem; the exit code tells the kind of the problem (see `exit`).
+//! Invariants: what a program reads goes to stdout, everything else to stderr; with `--json` stdout holds the API's own
+//! types and stderr the problem; the exit code tells the kind of the problem (see `exit`).
 
 mod app;
 mod completions;

@@ -1,6 +1,7 @@
 //! An app's manifest: a small TOML file, or flags, or both; flags win.
 //!
-//! Invariant: a key that is not known is refused; image paths leave here absolute, since the daemon's directory is another one.
+//! Invariant: a key that is not known is refused; image paths leave here absolute, since the daemon's directory is
+//! another one.
 
 use crate::units;
 use cloudpal_api::Manifest;

@@ -169,7 +169,7 @@ impl Watcher {
 
 fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    // The template is a constant, so a mistake in it shows at the first use; the default style serves until it is mended.
+    // The template is a constant: were it wrong, the default style would serve.
     if let Ok(style) =
         ProgressStyle::with_template("{spinner} {msg} {wide_bar} {binary_bytes}/{binary_total_bytes}")
     {

@@ -1,7 +1,7 @@
 //! A QR code in the terminal, two modules to a character, with the quiet zone that scanners need.
 //!
-//! Invariant: dark modules are dark whatever the terminal's colours: on a terminal the code brings its own black and white
-//! (entries 16 and 231 of the 256 colours, which themes leave alone).
+//! Invariant: dark modules are dark whatever the terminal's colours: on a terminal the code brings its own black and
+//! white (entries 16 and 231 of the 256 colours, which themes leave alone).
 
 use cloudpal_model::{Kind, Problem};
 use qrcode::{Color, EcLevel, QrCode};
@@ -64,10 +64,8 @@ mod tests {
         let rows: Vec<Vec<char>> = drawing.lines().map(|line| line.chars().collect()).collect();
         let (width, height) = (rows[0].len() * SCALE, rows.len() * 2 * SCALE);
         let grey = |x: usize, y: usize| {
-            let inked = match (rows[y / (2 * SCALE)][x / SCALE], (y / SCALE) % 2) {
-                ('█', _) | ('▀', 0) | ('▄', 1) => true,
-                _ => false,
-            };
+            let block = rows[y / (2 * SCALE)][x / SCALE];
+            let inked = matches!((block, (y / SCALE) % 2), ('█', _) | ('▀', 0) | ('▄', 1));
             if inked { ink } else { 255 - ink }
         };
         let mut image = rqrr::PreparedImage::prepare_from_greyscale(width, height, grey);

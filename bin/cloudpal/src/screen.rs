@@ -1,6 +1,7 @@
 //! Where output goes. Results to stdout, as JSON or for people; all else to stderr.
 //!
-//! Invariants: a reader that has seen enough (a closed pipe) is no error; text that came from elsewhere cannot steer the terminal.
+//! Invariants: a reader that has seen enough (a closed pipe) is no error; text that came from elsewhere cannot steer
+//! the terminal.
 
 use cloudpal_api::ProblemBody;
 use cloudpal_model::{Kind, Problem};

@@ -1,6 +1,7 @@
 //! Sizes, durations and moments, as people write and read them.
 //!
-//! Invariant: a number without its unit is refused, except 0 for a duration: nobody has to guess whether 30 means seconds.
+//! Invariant: a number without its unit is refused, except 0 for a duration: nobody has to guess whether 30 means
+//! seconds.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -27,7 +28,7 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 /// `8GiB` is 8192. Whole MiB, and not none.
 pub fn mib(text: &str) -> Result<u32, String> {
     let bytes = bytes(text)?;
-    if bytes == 0 || bytes % (1 << 20) != 0 {
+    if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
         return Err("it must be a whole number of MiB, at least 1MiB".to_owned());
     }
     u32::try_from(bytes >> 20).map_err(|_| "it is too large".to_owned())
@@ -90,7 +91,7 @@ pub fn show_duration_ms(duration_ms: u64) -> String {
     if duration_ms == 0 {
         return "never".to_owned();
     }
-    let fits = |&&(_, factor): &&(&str, u64)| duration_ms % factor == 0;
+    let fits = |&&(_, factor): &&(&str, u64)| duration_ms.is_multiple_of(factor);
     let (unit, factor) = DURATIONS_MS.iter().rev().find(fits).copied().unwrap_or(("ms", 1));
     format!("{}{unit}", duration_ms / factor)
 }

@@ -48,7 +48,7 @@ fn app() -> Value {
     json!({
         "name": "web", "host_name": "web.ada.pal", "machine": 3, "image": "oci:/x", "digest": "sha256:00",
         "v4": "10.77.2.1", "v6": "fd00::2", "ports": [80], "memory_mib": 256, "idle_timeout_ms": 30000,
-        "state": "falling_asleep", "note": "crashed \u{1b}[2J once", "state_since_wall_ms": 1, "boots": 1,
+        "state": "asleep", "note": "crashed \u{1b}[2J once", "state_since_wall_ms": 1, "boots": 1,
         "wakes": 2, "sleeps": 3, "last_wake_us": 300000
     })
 }
@@ -119,6 +119,7 @@ fn routes(asked: Asked) -> Router {
         .route("/v1/tenants/{tenant}/apps", post(install))
         .route("/v1/tenants/{tenant}/apps/{app}", get(async || Json(app())))
         .route("/v1/tenants/{tenant}/apps/{app}/machine/start", post(async || accepted(5)))
+        .route("/v1/tenants/{tenant}/apps/{app}/machine/sleep", post(async || accepted(5)))
         .route("/v1/tenants/{tenant}/apps/{app}/machine/exec", post(exec))
         .route("/v1/tenants/{tenant}/apps/{app}/logs", get(async || "one\ntwo\n"))
         .route("/v1/operations/{id}", get(async |Path(id): Path<u32>| Json(operation(id))))
@@ -242,14 +243,18 @@ fn json_is_the_wire_type_and_tables_are_for_people() {
     assert_eq!((status.version.as_str(), status.tenants.len()), ("9.9.9", 1));
     let output = fake.run(&["status"]);
     let text = stdout(&output);
-    for word in ["9.9.9", "ada.pal", "web.ada.pal", "falling asleep", "300.0 ms", "crashed"] {
+    for word in ["9.9.9", "ada.pal", "web.ada.pal", "asleep", "300.0 ms", "crashed"] {
         assert!(text.contains(word), "{word} in {text}");
     }
     assert!(!text.contains('\u{1b}'), "an app's note cannot steer the terminal");
     let output = fake.run(&["tenant", "add", "ada", "--json"]);
     assert_eq!(serde_json::from_slice::<api::Operation>(&output.stdout).unwrap().id, OperationId(5));
+    let output = fake.run(&["machine", "sleep", "ada", "web"]);
+    assert_eq!(stdout(&output), "m3 of ada/web is asleep\n");
     let output = fake.run(&["machine", "start", "ada", "web"]);
-    assert_eq!(stdout(&output), "m3 of ada/web is falling asleep\n");
+    assert_eq!(code(&output), 5, "it did not wake");
+    assert!(stderr(&output).contains("m3 of ada/web is asleep, not awake: crashed"), "{}", stderr(&output));
+    assert_eq!(code(&fake.run(&["machine", "start", "ada", "web", "--detach"])), 0);
     let output = fake.run(&["doctor"]);
     assert_eq!(
         (code(&output), stdout(&output).as_str()),

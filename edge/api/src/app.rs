@@ -69,7 +69,7 @@ pub struct App {
     pub memory_mib: u32,
     /// 0: never falls asleep by itself.
     pub idle_timeout_ms: u64,
-    /// `installing`, `created`, `booting`, `awake`, `falling_asleep`, `asleep`, `waking`, `stopping`, `stopped` or
+    /// `installing`, `adopting`, `created`, `booting`, `awake`, `falling_asleep`, `asleep`, `waking`, `stopping`, `stopped` or
     /// `killed`.
     #[schema(example = "asleep")]
     pub state: String,

@@ -1,8 +1,8 @@
 //! A client of the API: blocking calls over the daemon's unix socket.
 //!
-//! Invariants: every call ends, within its time limit, with the answer or a `Problem`; a daemon that cannot be reached is
-//! always `Kind::Unavailable`, with the way to start it. Path segments need no escaping, for every `Name` is a DNS label.
-//! Not to be called from inside an async runtime: each call blocks its thread.
+//! Invariants: every call ends, within its time limit, with the answer or a `Problem`; a daemon that cannot be reached
+//! is always `Kind::Unavailable`, with the way to start it. Path segments need no escaping, for every `Name` is a DNS
+//! label. Not to be called from inside an async runtime: each call blocks its thread.
 
 use crate::{
     Accepted, App, AppInstall, AppList, Device, DeviceAdd, DeviceAdded, DeviceList, Doctor, Exec, ExecOutput,
@@ -150,8 +150,8 @@ impl Client {
         self.get(&format!("/v1/operations/{}", id.0))
     }
 
-    /// Hands the log to `sink` piece by piece. With `follow` it ends only when the daemon goes down, the app is removed,
-    /// or `sink` fails (a broken pipe is no problem: the reader has seen enough).
+    /// Hands the log to `sink` piece by piece. With `follow` it ends only when the daemon goes down, the app is
+    /// removed, or `sink` fails (a broken pipe is no problem: the reader has seen enough).
     pub fn logs(
         &self,
         tenant: &Name,

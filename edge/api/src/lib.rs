@@ -1,7 +1,8 @@
 //! The words of CloudPal's HTTP API, and a client that speaks them over the daemon's unix socket.
 //!
-//! Invariants: what goes in refuses unknown fields, so that a typing error is never silently ignored; what comes out only ever
-//! gains fields within `/v1`; times end in `_wall_ms` (Unix epoch) and sizes and durations carry their unit in the name.
+//! Invariants: what goes in refuses unknown fields, so that a typing error is never silently ignored; what comes out
+//! only ever gains fields within `/v1`; times end in `_wall_ms` (Unix epoch) and sizes and durations carry their unit
+//! in the name.
 
 mod app;
 mod client;

@@ -118,7 +118,7 @@ async fn logs(
     let path = daemon.log_file(&tenant, &app).await?;
     let tail = Tail::open(path, query.tail_bytes.unwrap_or(DEFAULT_TAIL_BYTES)).await?;
     let body = match query.follow {
-        false => tail.to_the_end(),
+        false => tail.rest(),
         // A removed app's log ends; asking again tells.
         true => tail.follow(move || {
             let (daemon, tenant, app) = (daemon.clone(), tenant.clone(), app.clone());

@@ -1,7 +1,7 @@
 //! The end of a growing file, and what is added to it, as a response body.
 //!
-//! Invariants: memory use does not depend on the file; a file that was replaced or cut short is read from its start again; a
-//! reader that went away ends the following, since nobody polls the body any more.
+//! Invariants: memory use does not depend on the file; a file that was replaced or cut short is read from its start
+//! again; a reader that went away ends the following, since nobody polls the body any more.
 
 use axum::body::{Body, Bytes};
 use cloudpal_model::Problem;
@@ -47,7 +47,7 @@ impl Tail {
     }
 
     /// The rest of the file.
-    pub fn to_the_end(self) -> Body {
+    pub fn rest(self) -> Body {
         Body::from_stream(stream::try_unfold(self, async |mut tail| {
             let piece = tail.piece().await?;
             Ok::<_, io::Error>(piece.map(|piece| (piece, tail)))
@@ -114,9 +114,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "0123456789").unwrap();
-        let body = Tail::open(path.clone(), 4).await.unwrap().to_the_end();
+        let body = Tail::open(path.clone(), 4).await.unwrap().rest();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "6789");
-        let missing = Tail::open(dir.path().join("none"), 4).await.unwrap().to_the_end();
+        let missing = Tail::open(dir.path().join("none"), 4).await.unwrap().rest();
         assert_eq!(missing.collect().await.unwrap().to_bytes(), "");
     }
 

@@ -1,7 +1,7 @@
 //! The HTTP API: axum routes over a [`Backend`], described by the OpenAPI document that they are registered with.
 //!
-//! Invariants: a route exists only together with its description; every answer that is not a success is a problem
-//! (RFC 9457); a request body has at most 1 MiB and no unknown fields; a change carries the user id of who asked for it.
+//! Invariants: a route exists only together with its description; every answer that is not a success is a problem (RFC
+//! 9457); a request body has at most 1 MiB and no unknown fields; a change carries the user id of who asked for it.
 
 mod apps;
 mod backend;
