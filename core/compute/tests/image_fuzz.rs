@@ -87,6 +87,10 @@ fn a_tar() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+fn some_changes() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
+    proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -102,7 +106,7 @@ proptest! {
     }
 
     #[test]
-    fn changed_layers(bytes in a_tar(), changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+    fn changed_layers(bytes in a_tar(), changes in some_changes()) {
         let mut packed = gzip(&bytes);
         for (index, value) in &changes {
             let at = index.index(packed.len());

@@ -1,4 +1,5 @@
-//! Good layers: merged as the OCI image-spec says, written as an EROFS image that other tools and the kernel read alike.
+//! Good layers: merged as the OCI image-spec says, written as an EROFS image that other tools and the
+//! kernel read alike.
 
 mod image_kit;
 

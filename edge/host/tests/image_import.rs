@@ -36,7 +36,7 @@ async fn a_layout_is_imported_once_and_found_again() {
     }
     assert_eq!(import(store.path(), &layout.source()).await.unwrap(), image);
     let open = ImageStore::open(store.path()).unwrap();
-    assert_eq!(open.list().unwrap(), [image.clone()]);
+    assert_eq!(open.list().unwrap(), std::slice::from_ref(&image));
     open.remove(&image.digest).unwrap();
     assert_eq!((open.get(&image.digest), names(store.path())), (None, Vec::new()));
 }

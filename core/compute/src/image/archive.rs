@@ -1,4 +1,5 @@
-//! The table of contents of a tar that holds an image (oci-archive, docker-archive), so that its parts can be read in place.
+//! The table of contents of a tar that holds an image (oci-archive, docker-archive), so that its parts can be
+//! read in place.
 
 use super::{error::ImageError, pax::Pax, tree::components};
 use std::{

@@ -77,7 +77,8 @@ impl ImageError {
         match self {
             ImageError::BadReference { .. } => (
                 Kind::Invalid,
-                "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF] or docker://HOST/NAME[:TAG|@DIGEST]",
+                "write oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF] or \
+                 docker://HOST/NAME[:TAG|@DIGEST]",
             ),
             ImageError::BadDigest { .. } => {
                 (Kind::Invalid, "a digest is `sha256:` and 64 hexadecimal digits")

@@ -1,7 +1,7 @@
 //! One layer: a tar stream whose entries go into the [`Tree`] and whose file contents go into the spool.
 //!
-//! Invariant: the stream is not trusted. Lengths are bounded before anything is kept, a stream cut short is an error, and
-//! no entry can name anything outside the image's root.
+//! Invariant: the stream is not trusted. Lengths are bounded before anything is kept, a stream cut short is an
+//! error, and no entry can name anything outside the image's root.
 
 use super::{
     decompress::Bomb,
@@ -103,7 +103,7 @@ impl<R: Read, W: Write> LayerReader<'_, R, W> {
         Ok(())
     }
 
-    /// The next header, or `None` at the archive's end: two empty blocks, or just the end of the stream between entries.
+    /// The next header, or `None` at the archive's end: an empty block, or just the end of the stream.
     fn next_header(&mut self) -> Result<Option<Header>, ImageError> {
         let mut block = [0; TAR_BLOCK_BYTES as usize];
         let mut filled = 0;

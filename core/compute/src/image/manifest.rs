@@ -50,7 +50,7 @@ pub struct Plan {
 }
 
 enum Document {
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
 
@@ -187,8 +187,9 @@ fn check_size(place: &str, size: u64, limit: u64) -> Result<(), ImageError> {
 }
 
 fn layer_type_is_known(found: &str) -> bool {
-    let packing = |known: &&str| found.strip_prefix(known).is_some_and(|rest| LAYER_PACKINGS.contains(&rest));
-    LAYER_TYPES.iter().any(|known| packing(known))
+    let packing =
+        |known: &&str| found.strip_prefix(*known).is_some_and(|rest| LAYER_PACKINGS.contains(&rest));
+    LAYER_TYPES.iter().any(packing)
 }
 
 fn blob(descriptor: &Descriptor) -> Result<Blob, ImageError> {
@@ -214,7 +215,9 @@ fn parse(bytes: &[u8], place: &str) -> Result<Document, ImageError> {
         return Err(ImageError::Unsupported { what: "the manifest's format".to_owned(), found });
     }
     match (probe.manifests.is_some(), probe.layers.is_some() || probe.config.is_some()) {
-        (true, false) => serde_json::from_slice(bytes).map(Document::Index).map_err(json),
+        (true, false) => {
+            serde_json::from_slice(bytes).map(|index| Document::Index(Box::new(index))).map_err(json)
+        }
         (false, true) => {
             serde_json::from_slice(bytes).map(|manifest| Document::Manifest(Box::new(manifest))).map_err(json)
         }

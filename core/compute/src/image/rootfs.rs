@@ -45,8 +45,8 @@ impl<S: Read + Write + Seek> RootfsBuilder<S> {
         }
     }
 
-    /// Adds a layer. `blob` is what the manifest says of the packed layer (a docker-archive says nothing), `diff_id` what
-    /// the configuration says of the unpacked one. Both are checked to the last byte.
+    /// Adds a layer. `blob` is what the manifest says of the packed layer (a docker-archive says nothing),
+    /// `diff_id` what the configuration says of the unpacked one. Both are checked to the last byte.
     pub fn add_layer(
         &mut self,
         packed: impl Read,

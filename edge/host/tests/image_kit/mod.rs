@@ -34,9 +34,8 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
 pub fn config(architecture: &str, run: &str, layers: &[Vec<u8>]) -> String {
     let ids: Vec<String> = layers.iter().map(|layer| format!("\"{}\"", Digest::sha256_of(layer))).collect();
     let ids = ids.join(",");
-    format!(
-        r#"{{"architecture":"{architecture}","os":"linux","config":{run},"rootfs":{{"type":"layers","diff_ids":[{ids}]}}}}"#
-    )
+    let rootfs = format!(r#"{{"type":"layers","diff_ids":[{ids}]}}"#);
+    format!(r#"{{"architecture":"{architecture}","os":"linux","config":{run},"rootfs":{rootfs}}}"#)
 }
 
 /// An OCI image layout in a directory of its own.

@@ -1,11 +1,12 @@
-//! Writes a file tree as an EROFS image (Linux: fs/erofs/erofs_fs.h): uncompressed, 4 KiB blocks, read by Linux 5.4 and later.
+//! Writes a file tree as an EROFS image (Linux: fs/erofs/erofs_fs.h): uncompressed, 4 KiB blocks, read by
+//! Linux 5.4 and later.
 //!
 //! Invariants:
 //! - Deterministic: the bytes depend on the tree, the spool's contents and the id alone.
 //! - The tree holds no more than the format can say; what it cannot is refused while the tree is built.
 //!
-//! The layout, in blocks: 0 the superblock; from 1 on the inodes, root first, each followed by its extended attributes and,
-//! if it fits in the same block, the tail of its content; then the whole blocks of all contents, in the inodes' order.
+//! The layout, in blocks: 0 the superblock; from 1 on the inodes, root first, each followed by its extended attributes
+//! and, if it fits in the same block, the tail of its content; then the whole blocks of all contents, in the inodes' order.
 
 mod directory;
 mod inode;
