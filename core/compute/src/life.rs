@@ -85,7 +85,7 @@ pub enum Input {
     },
     /// Run now; clears `stopped` and `killed` and every pause.
     Start,
-    /// Fall asleep at the next sample, without waiting for the idle time.
+    /// Fall asleep at the next sample that saw no packet, without waiting for the idle time.
     Sleep,
     /// End, and stay ended until `Start`.
     Stop,
@@ -455,8 +455,8 @@ impl Machine {
         if self.state != State::Awake || self.wanted != Wanted::OnDemand {
             return None;
         }
-        if self.delivered_packets.replace(delivered_packets).is_some_and(|before| before != delivered_packets)
-        {
+        let before = self.delivered_packets.replace(delivered_packets);
+        if before.is_some_and(|before| before != delivered_packets) {
             self.last_packet_us = now_us;
         }
         let busy = self.cpu.sample(now_us, cpu_us).is_none_or(|share| share > self.policy.busy_share_percent);
@@ -466,7 +466,9 @@ impl Machine {
             && idle_us >= timeout_us
             && (!busy || idle_us >= timeout_us.saturating_mul(self.policy.busy_defers_times))
             && now_us >= self.pauses.sleep_not_before_us();
-        if !idle && !self.sleep_asked {
+        // Who asks for sleep need not wait for the idle time, but for the work on the last packet: one quiet sample.
+        let asked = self.sleep_asked && before == Some(delivered_packets);
+        if !idle && !asked {
             return None;
         }
         self.sleep_asked = false;

@@ -9,11 +9,12 @@ use crate::{
 };
 use cloudpal_compute::life::{Machine, Policy};
 use cloudpal_model::{
-    Kind, MachineId, Name, OperationId, Problem, TenantId,
+    Kind, MachineId, Name, OperationId, Problem, PublicKey, TenantId,
     guest::{GuestConfig, Process},
 };
 use cloudpal_net::{
     address::{self, Range},
+    keys,
     plan::{DevicePlan, MachinePlan, NetPlan},
 };
 use std::{
@@ -26,6 +27,7 @@ const READY_TIMEOUT_MS: u64 = 120_000;
 
 pub struct Tenant {
     pub record: TenantRecord,
+    pub public_key: PublicKey,
     pub devices: BTreeMap<Name, DeviceRecord>,
     /// The apps that people see.
     pub apps: BTreeMap<Name, MachineId>,
@@ -65,6 +67,7 @@ pub struct Household {
 impl Tenant {
     pub fn new(record: TenantRecord) -> Tenant {
         Tenant {
+            public_key: keys::public_key(&record.private_key),
             record,
             devices: BTreeMap::new(),
             apps: BTreeMap::new(),

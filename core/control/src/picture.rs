@@ -7,7 +7,6 @@ use crate::{
     view::{AppView, DeviceView, OperationState, TenantView, View},
 };
 use cloudpal_model::store::Store;
-use cloudpal_net::keys;
 
 impl<S: Store> Engine<S> {
     pub fn view(&self) -> View {
@@ -49,7 +48,7 @@ impl<S: Store> Engine<S> {
             subnet_v4: record.subnets.v4,
             prefix_v6: record.subnets.v6,
             dns_v4: record.subnets.server_v4(),
-            public_key: keys::public_key(&record.private_key),
+            public_key: tenant.public_key,
             listen_port: record.listen_port,
             network_trouble: tenant.net.trouble.clone(),
             devices: devices.collect(),
