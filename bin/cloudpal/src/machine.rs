@@ -19,6 +19,9 @@ use std::{
 const MOVING: [&str; 6] = ["installing", "adopting", "booting", "waking", "falling_asleep", "stopping"];
 /// How often a moving machine is looked at, and for how long: an emulated boot is slow.
 const POLL: Duration = Duration::from_millis(100);
+/// How long a machine may stay where it was before it counts as not moving: it is sampled about once a second, and a
+/// sleep that was asked for waits for a quiet moment.
+const GRACE: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Args)]
@@ -149,7 +152,8 @@ fn reach(
     let operation = operation::follow(client, screen, accepted.operation)?;
     let start = Instant::now();
     let mut app = client.app(tenant, name)?;
-    while !change.detach && MOVING.contains(&app.state.as_str()) {
+    let moving = |state: &str| MOVING.contains(&state) || start.elapsed() < GRACE;
+    while !change.detach && app.state != goal && moving(&app.state) {
         if start.elapsed() > PATIENCE {
             let what = format!("{} of {tenant}/{name} is still {}", app.machine, words(&app.state));
             let mend =

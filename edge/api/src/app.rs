@@ -69,8 +69,8 @@ pub struct App {
     pub memory_mib: u32,
     /// 0: never falls asleep by itself.
     pub idle_timeout_ms: u64,
-    /// `installing`, `adopting`, `created`, `booting`, `awake`, `falling_asleep`, `asleep`, `waking`, `stopping`, `stopped` or
-    /// `killed`.
+    /// `installing`, `adopting`, `created`, `booting`, `awake`, `falling_asleep`, `asleep`, `waking`, `stopping`,
+    /// `stopped` or `killed`.
     #[schema(example = "asleep")]
     pub state: String,
     /// Why it is in this state, for people; often empty.
