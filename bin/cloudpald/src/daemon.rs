@@ -1,0 +1,215 @@
+//! Builds the parts and wires them: effects of the engine go to the host, events of the host go back to the engine.
+//!
+//! Invariant: nothing is decided here. What must happen is decided by the control engine, how it happens by `host`.
+
+use crate::{
+    brain::{self, Brain, Clock},
+    images::Imports,
+    machines::Machines,
+    networks::Networks,
+    sampling,
+    settings::{AccelChoice, Settings, WireGuardChoice},
+};
+use cloudpal_compute::driver::{Driver, MachineSpec};
+use cloudpal_control::{
+    effect::Effect,
+    engine::{Engine, MachineFacts},
+    event::Event,
+};
+use cloudpal_host::{
+    image::ImageStore,
+    net::{NetHost, NetSettings, WireGuardKind},
+    store::RedbStore,
+    vmm::{Accel, QemuDriver, QemuSettings},
+};
+use cloudpal_model::{MachineId, Problem};
+use std::{path::PathBuf, sync::Arc};
+
+/// Where each machine's files are.
+#[derive(Clone)]
+pub struct Places {
+    state_dir: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl Places {
+    pub fn machine_dir(&self, machine: MachineId) -> PathBuf {
+        self.state_dir.join("machines").join(machine.to_string())
+    }
+
+    pub fn machine_run_dir(&self, machine: MachineId) -> PathBuf {
+        self.run_dir.join("machines").join(machine.to_string())
+    }
+
+    fn missing_image(&self, digest: &str) -> PathBuf {
+        self.state_dir.join("images").join(digest)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+}
+
+/// The running daemon.
+pub struct Daemon {
+    pub settings: Settings,
+    pub places: Places,
+    pub brain: Brain,
+    pub machines: Arc<Machines>,
+    pub networks: Arc<Networks>,
+    pub imports: Arc<Imports>,
+    pub driver: Arc<dyn Driver>,
+    pub net: Arc<NetHost>,
+}
+
+impl Daemon {
+    /// Opens everything, and sets out to make the actual state the wanted one.
+    pub async fn start(settings: Settings) -> Result<Arc<Daemon>, Problem> {
+        let places = Places { state_dir: settings.state_dir.clone(), run_dir: settings.run_dir.clone() };
+        private_dir(&places.state_dir)?;
+        private_dir(&places.run_dir)?;
+        // The store's lock is also what keeps a second daemon away from everything below.
+        let store = RedbStore::open(&places.state_dir.join("state.redb"))?;
+        let clock = Clock::start();
+        let engine = Engine::open(store, engine_settings(&settings), clock.now())?;
+        let images = Arc::new(ImageStore::open(&places.state_dir.join("images"))?);
+        let driver: Arc<dyn Driver> = Arc::new(QemuDriver::new(qemu_settings(&settings))?);
+        let net = Arc::new(NetHost::start(net_settings(&settings)).await?);
+        let tenants: Vec<_> = engine.view().tenants.iter().map(|tenant| tenant.id).collect();
+        net.remove_others(&tenants).await?;
+        tracing::info!(driver = driver.explain(), network = net.explain(), "the host");
+
+        let (brain, inbox) = brain::channel();
+        let machines = Arc::new(Machines::new(driver.clone(), net.clone(), brain.clone()));
+        let networks = Arc::new(Networks::new(net.clone(), brain.clone()));
+        let imports = Arc::new(Imports::new(images, brain.clone()));
+        let dispatcher = Dispatcher {
+            places: places.clone(),
+            brain: brain.clone(),
+            machines: machines.clone(),
+            networks: networks.clone(),
+            imports: imports.clone(),
+        };
+        tokio::spawn(brain::run(
+            engine,
+            clock,
+            inbox,
+            Box::new(move |effect, facts| dispatcher.carry(effect, facts)),
+        ));
+        tokio::spawn(sampling::activity(machines.clone(), net.clone(), brain.clone()));
+        tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
+        Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net }))
+    }
+
+    /// Puts the machines to sleep and ends the network. Namespaces and TAPs stay, for a quick start.
+    pub async fn stop(&self) {
+        self.machines.shutdown().await;
+        self.net.shutdown().await;
+    }
+}
+
+/// Hands each effect to the task that carries it out.
+struct Dispatcher {
+    places: Places,
+    brain: Brain,
+    machines: Arc<Machines>,
+    networks: Arc<Networks>,
+    imports: Arc<Imports>,
+}
+
+impl Dispatcher {
+    fn carry(&self, effect: Effect, facts: Option<MachineFacts>) {
+        match effect {
+            Effect::ApplyNet { plan } => self.networks.apply(*plan),
+            Effect::RemoveNet { tenant } => self.networks.remove(tenant),
+            Effect::ImportImage { operation, source, argv_given } => {
+                self.imports.start(operation, source, argv_given);
+            }
+            Effect::WatchTap { machine } => self.machines.watch_tap(machine),
+            Effect::Machine { machine, command } => match facts {
+                Some(facts) => self.machines.command(machine, command, self.spec(machine, facts)),
+                None => tracing::error!(%machine, ?command, "a command for a machine that does not exist"),
+            },
+            Effect::RemoveMachine { machine } => {
+                let (machines, places, brain) =
+                    (self.machines.clone(), self.places.clone(), self.brain.clone());
+                tokio::spawn(async move {
+                    remove_machine(&machines, &places, machine).await;
+                    brain.event(Event::MachineRemoved { machine });
+                });
+            }
+        }
+    }
+
+    fn spec(&self, machine: MachineId, facts: MachineFacts) -> MachineSpec {
+        MachineSpec {
+            id: machine,
+            dir: self.places.machine_dir(machine),
+            run_dir: self.places.machine_run_dir(machine),
+            // Gone, it is a path that does not exist, and the driver says so.
+            rootfs: self
+                .imports
+                .rootfs(&facts.digest)
+                .unwrap_or_else(|| self.places.missing_image(&facts.digest)),
+            memory_mib: facts.memory_mib,
+            vcpus: facts.vcpus,
+            disk_mib: facts.disk_mib,
+            mac: facts.mac,
+            guest: facts.guest,
+        }
+    }
+}
+
+async fn remove_machine(machines: &Machines, places: &Places, machine: MachineId) {
+    if let Some(vm) = machines.remove(machine) {
+        vm.kill().await;
+        vm.exited().await;
+    }
+    for dir in [places.machine_dir(machine), places.machine_run_dir(machine)] {
+        match tokio::fs::remove_dir_all(&dir).await {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => {
+                tracing::warn!(dir = %dir.display(), error = %e, "a removed app's files could not be deleted")
+            }
+        }
+    }
+}
+
+/// A directory that only root may look into: it holds keys, memory and data of the owners.
+fn private_dir(dir: &std::path::Path) -> Result<(), Problem> {
+    use std::os::unix::fs::DirBuilderExt;
+    let built = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    built.map_err(|e| Problem::io(format_args!("creating {}", dir.display()), &e))
+}
+
+fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
+    cloudpal_control::engine::Settings {
+        domain_suffix: settings.domain.clone(),
+        endpoint_host: settings.endpoint.clone(),
+        first_port: settings.first_port,
+    }
+}
+
+fn qemu_settings(settings: &Settings) -> QemuSettings {
+    let accel = match settings.accel {
+        AccelChoice::Auto => Accel::Auto,
+        AccelChoice::Tcg => Accel::Tcg,
+        AccelChoice::Kvm => Accel::Kvm,
+    };
+    QemuSettings { accel, ..QemuSettings::new(&settings.guest_dir) }
+}
+
+fn net_settings(settings: &Settings) -> NetSettings {
+    let wireguard = match settings.wireguard {
+        WireGuardChoice::Auto => WireGuardKind::Auto,
+        WireGuardChoice::Kernel => WireGuardKind::Kernel,
+        WireGuardChoice::Userspace => WireGuardKind::Userspace,
+    };
+    NetSettings {
+        instance: settings.instance.clone(),
+        run_dir: settings.run_dir.clone(),
+        wireguard,
+        upstream_dns: settings.upstream_dns.clone(),
+    }
+}

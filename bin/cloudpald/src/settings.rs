@@ -1,0 +1,66 @@
+//! The daemon's command line: where things are, and the few choices an operator has.
+
+use clap::{Parser, ValueEnum};
+use std::{net::SocketAddr, path::PathBuf};
+
+/// CloudPal's daemon: hosts personal clouds on this machine.
+///
+/// Runs in the foreground, as root, and logs to standard error. `SIGTERM` or Ctrl-C puts every awake machine to
+/// sleep and ends it. Killed without warning it loses nothing: machines run on and the next daemon adopts them.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cloudpald", version)]
+pub struct Settings {
+    /// What must survive a reboot: the state store, images, and each machine's disk and snapshot.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/cloudpal")]
+    pub state_dir: PathBuf,
+
+    /// Sockets and locks, gone after a reboot. Keep the path short: a socket's path has at most 107 bytes.
+    #[arg(long, value_name = "DIR", default_value = "/run/cloudpal")]
+    pub run_dir: PathBuf,
+
+    /// The guest's kernel and initramfs: `vmlinuz`, `initramfs.img`, `kernel-version`.
+    #[arg(long, value_name = "DIR", default_value = "/usr/lib/cloudpal/guest")]
+    pub guest_dir: PathBuf,
+
+    /// The name or address at which devices reach this host from the internet; written into their profiles.
+    #[arg(long, value_name = "HOST")]
+    pub endpoint: String,
+
+    /// Prefix of the names of namespaces, interfaces and firewall tables; two daemons on one host need two.
+    #[arg(long, value_name = "NAME", default_value = "cloudpal")]
+    pub instance: String,
+
+    /// The UDP port of the first tenant's WireGuard; each further tenant takes the next free one.
+    #[arg(long, value_name = "PORT", default_value_t = 51820)]
+    pub first_port: u16,
+
+    /// Tenants' domains end with this.
+    #[arg(long, value_name = "LABEL", default_value = "pal")]
+    pub domain: String,
+
+    /// Which WireGuard: `auto` takes the kernel's where its module is.
+    #[arg(long, value_enum, default_value_t = WireGuardChoice::Auto)]
+    pub wireguard: WireGuardChoice,
+
+    /// What runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
+    #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
+    pub accel: AccelChoice,
+
+    /// Resolvers for names outside the overlay; repeatable. Default: those of /etc/resolv.conf.
+    #[arg(long, value_name = "IP:PORT")]
+    pub upstream_dns: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WireGuardChoice {
+    Auto,
+    Kernel,
+    Userspace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelChoice {
+    Auto,
+    Tcg,
+    Kvm,
+}
