@@ -47,9 +47,7 @@ pub fn default_dir() -> PathBuf {
 /// Builds `vmlinuz`, `initramfs.img` and `kernel-version` into `out_dir`.
 pub fn build(out_dir: &Path) -> Result<GuestArtifacts> {
     fs::create_dir_all(out_dir).with_context(|| format!("cannot create {}", out_dir.display()))?;
-    let cache = out_dir.join("cache");
-    let unpacked = unpack_package(&cache)?;
-    let kernel_version = version_of(&unpacked)?;
+    let Package { root: unpacked, version: kernel_version } = package(&out_dir.join("cache"))?;
     let init = build_init()?;
 
     let mut changed = false;
@@ -60,11 +58,26 @@ pub fn build(out_dir: &Path) -> Result<GuestArtifacts> {
         replace(&out_dir.join("vmlinuz"), &image)?;
         changed = true;
     }
-    let initramfs = initramfs(&unpacked.join("lib/modules").join(&kernel_version), &init)?;
+    let init = fs::read(init)?;
+    let modules = unpacked.join("lib/modules").join(&kernel_version);
+    let initramfs = initramfs(&modules, &MODULES, &[("init", &init)], &["run", "cloudpal"])?;
     changed |= replace_if_different(&out_dir.join("initramfs.img"), &initramfs)?;
     changed |=
         replace_if_different(&out_dir.join("kernel-version"), format!("{kernel_version}\n").as_bytes())?;
     Ok(GuestArtifacts { dir: out_dir.to_path_buf(), kernel_version, changed })
+}
+
+/// A kernel package, unpacked.
+pub struct Package {
+    pub root: PathBuf,
+    pub version: String,
+}
+
+/// The newest kernel package, downloaded and unpacked into `cache` unless it is there already.
+pub fn package(cache: &Path) -> Result<Package> {
+    let root = unpack_package(cache)?;
+    let version = version_of(&root)?;
+    Ok(Package { root, version })
 }
 
 /// Downloads the kernel package that the meta package stands for, unless it is there already, and unpacks it.
@@ -121,12 +134,21 @@ fn build_init() -> Result<PathBuf> {
     Ok(paths::target().join(TARGET).join("release/cloudpal-init"))
 }
 
-fn initramfs(modules: &Path, init: &Path) -> Result<Vec<u8>> {
-    let found = kernel::modules(modules, &MODULES)?;
+/// An initramfs with these executables, directories, and the modules with all that they need, in the order in which
+/// `/modules/order` lists them.
+pub fn initramfs(
+    modules: &Path,
+    wanted: &[&str],
+    programs: &[(&str, &[u8])],
+    dirs: &[&str],
+) -> Result<Vec<u8>> {
+    let found = kernel::modules(modules, wanted)?;
     let mut archive = cpio::Archive::default();
-    archive.file("init", 0o755, &fs::read(init)?);
-    for name in ["proc", "sys", "dev", "run", "cloudpal", "modules"] {
+    for name in ["proc", "sys", "dev", "modules"].iter().chain(dirs) {
         archive.directory(name);
+    }
+    for (name, bytes) in programs {
+        archive.file(name, 0o755, bytes);
     }
     // The kernel opens it for PID 1 before anything is mounted.
     archive.character_device("dev/console", 5, 1);

@@ -2,10 +2,12 @@
 //!
 //! Invariant: a second run of anything builds, installs and downloads nothing that the first one left in place.
 
+mod bench;
 mod check;
 mod daemon;
 mod day;
 mod guest;
+mod hostvm;
 mod interrupt;
 mod paths;
 mod programs;
@@ -35,10 +37,14 @@ enum Command {
     Setup,
     /// Build the guests' kernel and initramfs from Debian's cloud kernel, into target/guest.
     Guest,
+    /// Run the network tests in a whole Debian host of its own, with the kernel's WireGuard, under software emulation.
+    Hostvm,
     /// Build the example app's OCI image: Radicale, a calendar and contacts server, from Debian's package.
     Radicale,
     /// Run CloudPal here with an app in it, until Ctrl-C. Sets up and builds whatever is missing.
     Up(up::Options),
+    /// Measure.
+    Bench(bench::Options),
     /// Check the walls between the crates, and the form of the sources.
     Tidy,
     /// Everything that must hold before a change is taken: format, lints, tidy, tests, and the owner's day.
@@ -65,12 +71,14 @@ fn run(command: Command) -> Result<()> {
             println!("guest: {} in {}, {state}", guest.kernel_version, guest.dir.display());
             Ok(())
         }
+        Command::Hostvm => hostvm::test(),
         Command::Radicale => {
             setup::run(setup::For::Up)?;
             println!("{}", radicale::build()?.display());
             Ok(())
         }
         Command::Up(options) => up::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Tidy => tidy::run(),
         Command::Test(options) => test::run(&options),
     }
