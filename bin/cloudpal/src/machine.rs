@@ -17,11 +17,12 @@ use std::{
 
 /// States that a machine leaves by itself.
 const MOVING: [&str; 6] = ["installing", "adopting", "booting", "waking", "falling_asleep", "stopping"];
-/// How often a moving machine is looked at, and for how long: an emulated boot is slow.
+/// How often a machine is looked at.
 const POLL: Duration = Duration::from_millis(100);
-/// How long a machine may stay where it was before it counts as not moving: it is sampled about once a second, and a
-/// sleep that was asked for waits for a quiet moment.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long a machine may stay where it was before it counts as not moving: the daemon samples it a few times a second,
+/// and a sleep that was asked for waits for a quiet moment.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long it may move: an emulated boot is slow.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 #[derive(Args)]
