@@ -61,7 +61,15 @@ fn the_checks_notice_each_known_bug() {
 }
 
 #[test]
-fn a_thousand_sleeping_apps_fit_in_one_engine() {
+fn a_thousand_sleeping_apps_cost_the_daemon_little_memory() {
+    let resident_kib = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        4 * pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before_kib = resident_kib();
     let household = sim::household(1000).unwrap();
     assert_eq!(household.apps_and_sleeping(), (1000, 1000));
+    let grown_kib = resident_kib() - before_kib;
+    eprintln!("1,000 sleeping apps: {grown_kib} KiB");
+    assert!(grown_kib < 16 * 1024, "{grown_kib} KiB");
 }

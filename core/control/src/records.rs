@@ -1,4 +1,4 @@
-//! What is kept in the store: one JSON record per key. `docs/formats` describes them; [`FORMAT`] names their version.
+//! What is kept in the store: one JSON record per key. [`FORMAT`] names their version.
 //!
 //! Invariants: ids are never reused (the counters only grow); no device's private key is ever in a record.
 

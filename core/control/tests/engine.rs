@@ -22,19 +22,25 @@ use std::{
 
 /// Records that outlive the engine, and whether writing fails.
 #[derive(Clone, Default)]
-struct Disk(Arc<Mutex<(BTreeMap<String, Vec<u8>>, bool)>>);
+struct Disk(Arc<Mutex<Contents>>);
+
+#[derive(Default)]
+struct Contents {
+    records: BTreeMap<String, Vec<u8>>,
+    failing: bool,
+}
 
 impl Disk {
     fn fail(&self, failing: bool) {
-        self.0.lock().unwrap().1 = failing;
+        self.0.lock().unwrap().failing = failing;
     }
 
     fn records(&self) -> BTreeMap<String, Vec<u8>> {
-        self.0.lock().unwrap().0.clone()
+        self.0.lock().unwrap().records.clone()
     }
 
     fn put(&self, key: &str, value: &str) {
-        self.0.lock().unwrap().0.insert(key.to_owned(), value.as_bytes().to_vec());
+        self.0.lock().unwrap().records.insert(key.to_owned(), value.as_bytes().to_vec());
     }
 }
 
@@ -45,13 +51,13 @@ impl Store for Disk {
 
     fn commit(&mut self, batch: &[Change]) -> Result<(), Problem> {
         let mut disk = self.0.lock().unwrap();
-        if disk.1 {
+        if disk.failing {
             return Err(Problem::new(Kind::DiskFull, "the disk is full", "free some space"));
         }
         for change in batch {
             match change {
-                Change::Put { key, value } => disk.0.insert(key.clone(), value.clone()),
-                Change::Delete { key } => disk.0.remove(key),
+                Change::Put { key, value } => disk.records.insert(key.clone(), value.clone()),
+                Change::Delete { key } => disk.records.remove(key),
             };
         }
         Ok(())
