@@ -39,7 +39,7 @@ exec switch_root /new /work/run
 
 /// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a udev.
 pub const PREAMBLE: &str = "#!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CLOUDPAL_TEST_WIREGUARD=kernel
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t tmpfs tmp /tmp

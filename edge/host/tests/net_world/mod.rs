@@ -29,6 +29,11 @@ pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
 
+/// Whether the tests are to run with the kernel's WireGuard, as they do in the host VM.
+pub fn in_kernel() -> bool {
+    std::env::var("CLOUDPAL_TEST_WIREGUARD").is_ok_and(|kind| kind == "kernel")
+}
+
 pub struct World {
     pub id: String,
     pub host: Arc<Namespace>,
@@ -105,7 +110,7 @@ impl World {
         NetSettings {
             instance: self.id.clone(),
             run_dir: self.dir.clone(),
-            wireguard: WireGuardKind::Auto,
+            wireguard: if in_kernel() { WireGuardKind::Kernel } else { WireGuardKind::Userspace },
             upstream_dns: vec![SocketAddr::from((SERVER, 53))],
         }
     }
