@@ -4,11 +4,12 @@ use crate::{paths, shell};
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// `Dev` is what the tests are built with, so that both share one build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Profile {
     Dev,
     Release,
+    /// As the tests' build leaves them: the libraries' features are those that the tests need, too.
+    Tests,
 }
 
 #[derive(Clone)]
@@ -18,14 +19,15 @@ pub struct Programs {
 }
 
 pub fn build(profile: Profile) -> Result<Programs> {
-    let (name, dir) = match profile {
-        Profile::Dev => ("dev", "debug"),
-        Profile::Release => ("release", "release"),
+    let (arguments, dir): (&[&str], _) = match profile {
+        Profile::Dev => (&["build", "--package", "cloudpald", "--package", "cloudpal"], "debug"),
+        Profile::Release => {
+            (&["build", "--release", "--package", "cloudpald", "--package", "cloudpal"], "release")
+        }
+        Profile::Tests => (&["nextest", "run", "--workspace", "--no-run"], "debug"),
     };
-    println!("build: cloudpald and cloudpal ({name})");
-    let arguments =
-        ["build", "--locked", "--profile", name, "--package", "cloudpald", "--package", "cloudpal"];
-    shell::run(shell::command("cargo", &arguments).current_dir(paths::root()))?;
+    println!("build: cloudpald and cloudpal ({profile:?})");
+    shell::run(shell::command("cargo", arguments).arg("--locked").current_dir(paths::root()))?;
     let built = |program| paths::target().join(dir).join(program);
     Ok(Programs { cloudpal: built("cloudpal"), cloudpald: built("cloudpald") })
 }

@@ -14,7 +14,7 @@ use std::{
 const SUITE: &str = "bookworm";
 
 /// Raised when this file would make another image from the same packages.
-const RECIPE: &str = "4";
+const RECIPE: &str = "5";
 
 /// Times that the build itself would set become this one: the suite's first release, 2023-06-10.
 const EPOCH: &str = "2023-06-10T00:00:00Z";
@@ -82,7 +82,12 @@ fn pack(work: &Path, rootfs: &Path) -> Result<()> {
     let tag = format!("{}:latest", layout.display());
     umoci(&["init", "--layout", &layout.to_string_lossy()])?;
     umoci(&["new", "--image", &tag])?;
-    umoci(&["insert", "--image", &tag, "--history.created", EPOCH, &rootfs.to_string_lossy(), "/"])?;
+    // By way of a bundle: `umoci insert` would name the root directory by an absolute path.
+    let bundle = work.join("bundle");
+    umoci(&["unpack", "--image", &tag, &bundle.to_string_lossy()])?;
+    fs::remove_dir(bundle.join("rootfs"))?;
+    fs::rename(rootfs, bundle.join("rootfs"))?;
+    umoci(&["repack", "--image", &tag, "--history.created", EPOCH, &bundle.to_string_lossy()])?;
     let mut config = vec!["config", "--image", &tag, "--created", EPOCH, "--no-history"];
     for word in ENTRYPOINT {
         config.extend(["--config.entrypoint", word]);

@@ -1,33 +1,38 @@
-//! Everything that must hold before a change is taken, in the order in which it fails fastest.
+//! Everything that must hold before a change is taken, quickest first. One failure does not hide the next: every part
+//! runs, and the recap at the end says which held. The tests' own summary comes last before it.
 
 use crate::{check, guest, paths, programs::Profile, radicale, setup, shell, tidy};
-use anyhow::{Context, Result};
-use std::time::Instant;
+use anyhow::{Context, Result, bail};
+use std::time::{Duration, Instant};
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only tests whose names contain one of these; the owner's day is then left out.
+    /// Only the tests whose names contain one of these, and nothing else.
     filter: Vec<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    section("set-up", || setup::run(setup::For::Test))?;
-    section("format", || cargo(&["fmt", "--all", "--check"]).context("run `cargo fmt --all`"))?;
-    section("tidy", tidy::run)?;
-    let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-    section("lints", || cargo(&lints))?;
-    section("guest and images", || {
+    let mut parts = Parts::default();
+    // Without these nothing else can run.
+    parts.run("set-up", || setup::run(setup::For::Test))?;
+    if options.filter.is_empty() {
+        parts.try_run("format", || cargo(&["fmt", "--all", "--check"]).context("run `cargo fmt --all`"));
+        parts.try_run("tidy", tidy::run);
+        let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+        parts.try_run("lints", || cargo(&lints));
+    }
+    parts.run("guest and image", || {
         guest::build(&guest::default_dir())?;
         radicale::build().map(drop)
     })?;
-    section("tests", || tests(&options.filter))?;
     if options.filter.is_empty() {
-        section("the owner's day", || check::run(Profile::Dev, None, false))?;
+        parts.try_run("the owner's day", || check::run(Profile::Tests, None, false));
     }
-    Ok(())
+    parts.try_run("tests", || nextest(&options.filter));
+    parts.recap()
 }
 
-fn tests(filter: &[String]) -> Result<()> {
+fn nextest(filter: &[String]) -> Result<()> {
     let mut arguments = vec!["nextest", "run", "--locked", "--workspace"];
     arguments.extend(filter.iter().map(String::as_str));
     cargo(&arguments)
@@ -37,11 +42,53 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     shell::run(shell::command("cargo", arguments).current_dir(paths::root()))
 }
 
-fn section(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    println!("── {name}");
-    let started = Instant::now();
-    let outcome = work();
-    let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-    println!("── {name}: {verdict} in {:.1} s", started.elapsed().as_secs_f64());
-    outcome.with_context(|| format!("{name} failed"))
+#[derive(Default)]
+struct Parts {
+    done: Vec<(&'static str, Duration, Option<String>)>,
+}
+
+impl Parts {
+    /// An essential part: its failure ends the run.
+    fn run(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.try_run(name, work) { Ok(()) } else { self.recap() }
+    }
+
+    fn try_run(&mut self, name: &'static str, work: impl FnOnce() -> Result<()>) -> bool {
+        println!("── {name}");
+        let started = Instant::now();
+        let failure = work().err().map(|error| format!("{error:#}"));
+        if let Some(why) = &failure {
+            eprintln!("── {name} FAILED: {why}");
+        }
+        let held = failure.is_none();
+        self.done.push((name, started.elapsed(), failure));
+        held
+    }
+
+    fn recap(&self) -> Result<()> {
+        println!("── recap");
+        for (name, took, failure) in &self.done {
+            let verdict = if failure.is_none() { "ok" } else { "FAILED" };
+            println!("  {verdict:6} {:>7.1} s  {name}", took.as_secs_f64());
+        }
+        let failed: Vec<&str> = self.done.iter().filter(|part| part.2.is_some()).map(|part| part.0).collect();
+        if !failed.is_empty() {
+            bail!("did not hold: {}", failed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_failure_does_not_hide_the_next_but_fails_the_run() {
+        let mut parts = Parts::default();
+        assert!(!parts.try_run("a", || bail!("no")));
+        assert!(parts.try_run("b", || Ok(())));
+        assert_eq!(parts.recap().unwrap_err().to_string(), "did not hold: a");
+        assert!(parts.run("c", || bail!("no")).is_err());
+    }
 }

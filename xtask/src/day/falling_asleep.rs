@@ -24,7 +24,7 @@ pub fn play(day: &mut Day) -> Result<()> {
         bail!("the VMM process {} is still there", pids[0]);
     }
     let usage = day.cli().json(&["machine", "usage", TENANT, APP])?;
-    ensure!(usage["running"] == false, "the daemon says that the sleeping machine runs: {usage}");
+    ensure!(usage["pid"].is_null(), "the daemon says that the sleeping machine runs: {usage}");
     let freed = format!("{} MiB given back", resident_kib / 1024);
     day.timeline.held("no VMM process is left", gone, freed);
 

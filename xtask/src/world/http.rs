@@ -10,6 +10,9 @@ use std::{
 /// Longer than any wake or boot under emulation.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// As a calendar client sends it, for the name `ada` and any password.
+const LOGIN: &str = "Authorization: Basic YWRhOmFueQ==";
+
 pub struct Request<'a> {
     pub method: &'a str,
     pub path: &'a str,
@@ -50,7 +53,7 @@ pub fn request(to: SocketAddr, request: &Request) -> Result<Reply> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
     let Request { method, path, content_type, body } = request;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n{LOGIN}\r\n");
     if !content_type.is_empty() {
         head += &format!("Content-Type: {content_type}\r\n");
     }
