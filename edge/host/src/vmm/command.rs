@@ -101,10 +101,14 @@ impl Plan<'_> {
         }
         let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
         command.args(["-netdev", &format!("tap,id=net0,fd={},vhost=off", self.descriptors.tap_fd)]);
-        command.args(["-device", &format!("virtio-net-device,netdev=net0,mac={mac}")]);
+        // Packets come in before the guest's driver has said which header it wants: so that all of them fit, the header
+        // must be the same from the first moment on. Without merged buffers it is.
+        let plain =
+            "mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ufo=off,guest_ecn=off,guest_announce=off";
+        command.args(["-device", &format!("virtio-net-device,netdev=net0,mac={mac},{plain}")]);
         // Keeps what arrives until the guest is ready for it; removed then, which lets everything through in order.
-        command
-            .args(["-object", &format!("filter-buffer,id={HOLD},netdev=net0,queue=tx,interval=4000000000")]);
+        let hold = format!("filter-buffer,id={HOLD},netdev=net0,queue=tx,interval=4000000000");
+        command.args(["-object", &hold]);
         command.args(["-device", "virtio-rng-device", "-device", "virtio-serial-device"]);
     }
 
@@ -124,7 +128,10 @@ impl Plan<'_> {
             "-serial",
             "chardev:console",
         ]);
-        command.args(["-chardev", &socket("qmp", "qmp.sock"), "-mon", "chardev=qmp,mode=control"]);
+        // It waits here for the daemon, before it makes the machine: as soon as it has one it takes packets from the TAP.
+        let monitor =
+            format!("socket,id=qmp,path={},server=on,wait=on", with_commas(&run_dir.join("qmp.sock")));
+        command.args(["-chardev", &monitor, "-mon", "chardev=qmp,mode=control"]);
     }
 }
 

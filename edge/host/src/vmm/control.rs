@@ -59,8 +59,9 @@ impl Control {
         Ok(Control { writer: tokio::sync::Mutex::new(writer), next_id: AtomicU64::new(start), awaited, told })
     }
 
-    pub fn told(&self) -> Told {
-        *self.told.borrow()
+    /// What the guest told and will tell; outlives this end of the channel.
+    pub fn told(&self) -> watch::Receiver<Told> {
+        self.told.clone()
     }
 
     /// Waits until what the guest told satisfies the condition, or the channel is lost.

@@ -25,7 +25,7 @@ use std::{
     fs, io,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -45,8 +45,8 @@ pub struct Machine {
     spec: MachineSpec,
     identity: Identity,
     process: Arc<Process>,
-    qmp: Arc<Qmp>,
-    control: Arc<Control>,
+    qmp: Qmp,
+    control: Control,
     memory: OwnedFd,
     /// We asked for its end.
     ending: Arc<AtomicBool>,
@@ -77,13 +77,13 @@ impl Machine {
         control: Control,
         memory: OwnedFd,
     ) -> Arc<Machine> {
-        let (qmp, control, ending) = (Arc::new(qmp), Arc::new(control), Arc::new(AtomicBool::new(false)));
+        let ending = Arc::new(AtomicBool::new(false));
         let (sender, exit) = watch::channel(None);
         let watcher = Watcher {
             spec: spec.clone(),
             process: process.clone(),
-            qmp: qmp.clone(),
-            control: control.clone(),
+            shutdown_reason: qmp.shutdown_reason(),
+            told: control.told(),
             ending: ending.clone(),
         };
         tokio::spawn(async move {
@@ -262,26 +262,29 @@ impl Vm for Machine {
     }
 }
 
-/// Waits for the VMM's end and finds out why.
+/// Waits for the VMM's end and finds out why. It holds no connection: those end with the [`Machine`], so that another
+/// can be made.
 struct Watcher {
     spec: MachineSpec,
     process: Arc<Process>,
-    qmp: Arc<Qmp>,
-    control: Arc<Control>,
+    shutdown_reason: Arc<Mutex<Option<String>>>,
+    told: watch::Receiver<Told>,
     ending: Arc<AtomicBool>,
 }
 
 impl Watcher {
-    async fn watch(&self) -> Exit {
+    async fn watch(mut self) -> Exit {
         let end = self.process.ended().await;
         // Its last words are still on their way.
-        let _ = self.control.wait_for(Duration::from_millis(500), |told| told.lost).await;
-        let Told { app_exited, .. } = self.control.told();
+        let lost = self.told.wait_for(|told| told.lost);
+        drop(tokio::time::timeout(Duration::from_millis(500), lost).await);
+        let Told { app_exited, .. } = *self.told.borrow();
+        let reason = self.shutdown_reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let clean = |why: String| Exit { clean: true, why };
         if self.ending.load(Ordering::Acquire) {
             return clean("stopped on request".into());
         }
-        match (app_exited, self.qmp.shutdown_reason().as_deref()) {
+        match (app_exited, reason.as_deref()) {
             (Some((Some(code), _)), _) => clean(format!("the app ended with code {code}")),
             (Some((None, Some(signal))), _) => clean(format!("the app was killed by signal {signal}")),
             (Some((None, None)), _) => clean("the app ended".into()),

@@ -120,8 +120,9 @@ impl Process {
         let place = "watching the VMM's process";
         let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty());
         let fd = fd.map_err(|error| Problem::io(place, &error.into()))?;
-        let pidfd = AsyncFd::register_with_interest(fd, Interest::READABLE)
-            .map_err(|error| Problem::io(place, &error))?;
+        // SAFETY: the descriptor is owned by the AsyncFd, which closes it after deregistering it.
+        let pidfd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        let pidfd = pidfd.map_err(|error| Problem::io(place, &error.into()))?;
         Ok(Process { pid, pidfd })
     }
 

@@ -50,9 +50,9 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Why QEMU said that it shuts down: `guest-shutdown`, `guest-reset`, …
-    pub fn shutdown_reason(&self) -> Option<String> {
-        self.shutdown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Where the reason will be once QEMU says that it shuts down: `guest-shutdown`, `guest-reset`, …
+    pub fn shutdown_reason(&self) -> Arc<Mutex<Option<String>>> {
+        self.shutdown.clone()
     }
 
     pub async fn ask(&self, command: &str, arguments: Value) -> Result<Value, Problem> {

@@ -37,18 +37,29 @@ pub(super) struct Start<'a> {
 }
 
 /// Ends the VMM if the start does not get to its end, also when its future is dropped.
-struct Guard(Option<Arc<Process>>);
+struct Guard(Arc<Process>, bool);
+
+impl Guard {
+    fn new(process: Process) -> Guard {
+        Guard(Arc::new(process), true)
+    }
+
+    /// The start got to its end.
+    fn release(mut self) -> Arc<Process> {
+        self.1 = false;
+        self.0.clone()
+    }
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(process) = &self.0 {
-            process.signal(Signal::KILL);
+        if self.1 {
+            self.0.signal(Signal::KILL);
         }
     }
 }
 
 struct Started {
-    process: Arc<Process>,
     guard: Guard,
     qmp: Qmp,
     control: Control,
@@ -56,14 +67,39 @@ struct Started {
 
 impl Start<'_> {
     pub async fn boot(&self, tap: OwnedFd) -> Result<Arc<Machine>, Problem> {
-        let spec = self.spec;
         self.prepare()?;
         let lock = self.lock()?;
+        let booted = self.boot_locked(lock, tap).await;
+        self.settle(booted).await
+    }
+
+    pub async fn wake(&self, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
+        self.prepare().map_err(WakeError::Failed)?;
+        let lock = self.lock().map_err(WakeError::Failed)?;
+        let woken = self.wake_locked(lock, tap).await;
+        self.settle(woken).await
+    }
+
+    /// After a failure the VMM was killed: waits until it is gone, so that the caller can start another at once.
+    async fn settle<T, E>(&self, result: Result<T, E>) -> Result<T, E> {
+        let start = Instant::now();
+        while result.is_err() && start.elapsed() < ANSWER_PATIENCE {
+            match Lock::take(&self.spec.run_dir) {
+                Ok(None) => tokio::time::sleep(Duration::from_millis(2)).await,
+                Ok(Some(_)) | Err(_) => break,
+            }
+        }
+        result
+    }
+
+    async fn boot_locked(&self, lock: Lock, tap: OwnedFd) -> Result<Arc<Machine>, Problem> {
+        let spec = self.spec;
         snapshot::discard(&spec.dir)?;
         disk::ensure(&spec.dir, spec.disk_mib)?;
         self.chown()?;
         let memory = self.memory()?;
-        let started = self.spawn(lock, tap, &memory, None).await?;
+        let process = self.spawn(lock, tap, &memory, None).await?;
+        let started = self.reach(process).await?;
         let booted = self.bring_up(&started).await;
         if let Err(problem) = booted {
             return Err(self.explain_death(&started, problem).await);
@@ -89,10 +125,8 @@ impl Start<'_> {
         }
     }
 
-    pub async fn wake(&self, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
+    async fn wake_locked(&self, lock: Lock, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
         let spec = self.spec;
-        self.prepare().map_err(WakeError::Failed)?;
-        let lock = self.lock().map_err(WakeError::Failed)?;
         let refused = |why| WakeError::SnapshotRefused { why };
         let (description, state_bytes) =
             snapshot::open(spec, &self.driver.identity(spec)).map_err(refused)?;
@@ -103,8 +137,10 @@ impl Start<'_> {
         let (dir, into) = (spec.dir.clone(), memory.try_clone().map_err(|error| failed_io(&error))?);
         let load =
             tokio::task::spawn_blocking(move || snapshot::load_memory(&dir, &description.blocks, &into));
-        let started = self.spawn(lock, tap, &memory, Some(&state)).await.map_err(WakeError::Failed)?;
+        let process = self.spawn(lock, tap, &memory, Some(&state)).await.map_err(WakeError::Failed)?;
+        // Until it is reached the VMM takes no packet: what a refused snapshot does not answer is still in the TAP.
         load.await.map_err(|error| WakeError::Failed(fault(&error.to_string())))?.map_err(refused)?;
+        let started = self.reach(process).await.map_err(WakeError::Failed)?;
         if let Err(problem) = restore(&started.qmp, &state).await {
             let problem = self.explain_death(&started, problem).await;
             return Err(refused(problem.what));
@@ -125,13 +161,13 @@ impl Start<'_> {
     }
 
     /// Lifts the hold: from here on the machine is whole.
-    async fn finish(&self, mut started: Started, memory: OwnedFd) -> Result<Arc<Machine>, Problem> {
+    async fn finish(&self, started: Started, memory: OwnedFd) -> Result<Arc<Machine>, Problem> {
         let marker = self.spec.run_dir.join(STARTED);
         fs::write(&marker, "").map_err(|error| Problem::io(marker.display(), &error))?;
         started.qmp.ask("object-del", json!({ "id": HOLD })).await?;
-        started.guard.0 = None;
         let identity = self.driver.identity(self.spec);
-        let Started { process, qmp, control, .. } = started;
+        let Started { guard, qmp, control } = started;
+        let process = guard.release();
         Ok(Machine::new(self.spec.clone(), identity, process, qmp, control, memory))
     }
 
@@ -150,8 +186,8 @@ impl Start<'_> {
             // It may have ended at this very moment.
             return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
         };
-        let process = Arc::new(process);
-        let mut guard = Guard(Some(process.clone()));
+        let guard = Guard::new(process);
+        let process = guard.0.clone();
         if !spec.run_dir.join(STARTED).exists() {
             // It was in the middle of a boot or a wake; what it was told is not known. It starts anew.
             drop(guard);
@@ -170,7 +206,7 @@ impl Start<'_> {
         }
         // A no-op, unless the daemon died between the marker and lifting the hold.
         drop(qmp.ask("object-del", json!({ "id": HOLD })).await);
-        guard.0 = None;
+        guard.release();
         let machine = Machine::new(spec.clone(), self.driver.identity(spec), process, qmp, control, memory);
         Ok(Some((machine, tap)))
     }
@@ -212,13 +248,14 @@ impl Start<'_> {
         Ok(())
     }
 
+    /// Starts the VMM. It waits at its monitor until it is reached.
     async fn spawn(
         &self,
         lock: Lock,
         tap: OwnedFd,
         memory: &File,
         state: Option<&File>,
-    ) -> Result<Started, Problem> {
+    ) -> Result<Guard, Problem> {
         let (driver, spec) = (self.driver, self.spec);
         let descriptors =
             Descriptors { lock_fd: lock.as_raw_fd(), tap_fd: tap.as_raw_fd(), memory_fd: memory.as_raw_fd() };
@@ -238,13 +275,16 @@ impl Start<'_> {
         let mut inherited = vec![descriptors.lock_fd, descriptors.tap_fd, descriptors.memory_fd];
         inherited.extend(state.map(|state| state.as_raw_fd()));
         let errors = spec.run_dir.join("vmm.log");
-        let process = Arc::new(Process::start(plan.command(), &errors, driver.settings.user, &inherited)?);
+        let process = Process::start(plan.command(), &errors, driver.settings.user, &inherited)?;
         // From here on the VMM alone holds the lock.
         drop(lock);
-        let guard = Guard(Some(process.clone()));
-        let qmp = self.connect(&process, "qmp.sock", Qmp::connect).await?;
-        let control = self.connect(&process, "control.sock", Control::connect).await?;
-        Ok(Started { process, guard, qmp, control })
+        Ok(Guard::new(process))
+    }
+
+    async fn reach(&self, guard: Guard) -> Result<Started, Problem> {
+        let qmp = self.connect(&guard.0, "qmp.sock", Qmp::connect).await?;
+        let control = self.connect(&guard.0, "control.sock", Control::connect).await?;
+        Ok(Started { guard, qmp, control })
     }
 
     /// Connects to one of the VMM's sockets as soon as it listens.
@@ -274,7 +314,7 @@ impl Start<'_> {
 
     /// If the VMM has ended, that is the cause, and its last words say more.
     async fn explain_death(&self, started: &Started, problem: Problem) -> Problem {
-        let dead = tokio::time::timeout(Duration::from_millis(500), started.process.ended()).await;
+        let dead = tokio::time::timeout(Duration::from_millis(500), started.guard.0.ended()).await;
         let mut what = format!("{}: {}", self.spec.id, problem.what);
         if let Ok(end) = dead {
             what += &format!("; {end}");
