@@ -18,7 +18,23 @@ const EXEC_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 #[async_trait]
 impl http::Backend for Daemon {
     async fn request(&self, actor: &str, request: Request) -> Result<Accepted, Problem> {
-        self.brain.request(actor, request).await
+        let revoked = matches!(request, Request::DeviceRevoke { .. });
+        let tenant = match &request {
+            Request::DeviceAdd { tenant, .. } | Request::DeviceRevoke { tenant, .. } => Some(tenant.clone()),
+            Request::TenantAdd { name, .. } => Some(name.clone()),
+            _ => None,
+        };
+        let accepted = self.brain.request(actor, request).await?;
+        // Whoever asked may act on it at once: bring the new device up, or trust that the lost one is shut out.
+        if let Some(tenant) = tenant {
+            let settled = self.network_settled(&tenant).await;
+            // A tenant or device that was added is there whatever its network says, and the profile must reach its
+            // owner; `tenant show` and `doctor` tell of the trouble. That a lost device may still get in is an error.
+            if revoked {
+                settled?;
+            }
+        }
+        Ok(accepted)
     }
 
     async fn app_install(
@@ -83,6 +99,14 @@ impl http::Backend for Daemon {
 }
 
 impl Daemon {
+    async fn network_settled(&self, tenant: &Name) -> Result<(), Problem> {
+        let view = self.brain.view().await?;
+        match view.tenants.iter().find(|view| view.name == *tenant) {
+            Some(view) => self.networks.settled(view.id).await,
+            None => Ok(()),
+        }
+    }
+
     async fn app(&self, tenant: &Name, app: &Name) -> Result<AppView, Problem> {
         let view = self.brain.view().await?;
         let missing = |what: String, mend: &str| Problem::new(Kind::NotFound, what, mend);

@@ -23,7 +23,6 @@ enum Message {
     View(oneshot::Sender<View>),
     Operation(OperationId, oneshot::Sender<Option<OperationView>>),
     Operations(usize, oneshot::Sender<Vec<OperationView>>),
-    Facts(MachineId, oneshot::Sender<Option<MachineFacts>>),
 }
 
 /// The way to the engine. Cheap to clone; calls fail with `Unavailable` once the daemon is going down.
@@ -63,10 +62,6 @@ impl Brain {
         self.ask(|reply| Message::Operations(limit, reply)).await
     }
 
-    pub async fn facts(&self, machine: MachineId) -> Result<Option<MachineFacts>, Problem> {
-        self.ask(|reply| Message::Facts(machine, reply)).await
-    }
-
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Problem> {
         let (reply, answer) = oneshot::channel();
         let gone = |_| {
@@ -102,19 +97,28 @@ pub async fn run<S: cloudpal_model::store::Store>(
     mut dispatch: Dispatch,
 ) {
     loop {
-        for effect in engine.take_effects() {
-            let facts = machine_of(&effect).and_then(|machine| engine.facts(machine));
-            dispatch(effect, facts);
-        }
+        hand_over(&mut engine, &mut dispatch);
         let wait = match engine.next_deadline() {
             Some(deadline_us) => Duration::from_micros(deadline_us.saturating_sub(clock.now().mono_us)),
             None => Duration::from_secs(3600),
         };
         match tokio::time::timeout(wait, inbox.0.recv()).await {
-            Ok(Some(message)) => handle(&mut engine, clock.now(), message),
+            Ok(Some(message)) => {
+                let reply = handle(&mut engine, clock.now(), message);
+                // Who is answered may count on it that what follows from the request is under way.
+                hand_over(&mut engine, &mut dispatch);
+                reply();
+            }
             Ok(None) => return,
             Err(_elapsed) => engine.tick(clock.now()),
         }
+    }
+}
+
+fn hand_over<S: cloudpal_model::store::Store>(engine: &mut Engine<S>, dispatch: &mut Dispatch) {
+    for effect in engine.take_effects() {
+        let facts = machine_of(&effect).and_then(|machine| engine.facts(machine));
+        dispatch(effect, facts);
     }
 }
 
@@ -125,18 +129,26 @@ fn machine_of(effect: &Effect) -> Option<MachineId> {
     }
 }
 
-fn handle<S: cloudpal_model::store::Store>(engine: &mut Engine<S>, now: Now, message: Message) {
-    // A reply that nobody waits for any more is no error: the asker went away.
+type Reply = Box<dyn FnOnce() + Send>;
+
+fn handle<S: cloudpal_model::store::Store>(engine: &mut Engine<S>, now: Now, message: Message) -> Reply {
     match message {
         Message::Request { actor, request, reply } => {
-            let _ = reply.send(engine.request(now, &actor, request, &mut fill_random));
+            answer(reply, engine.request(now, &actor, request, &mut fill_random))
         }
-        Message::Event(event) => engine.event(now, event),
-        Message::View(reply) => drop(reply.send(engine.view())),
-        Message::Operation(id, reply) => drop(reply.send(engine.operation(id))),
-        Message::Operations(limit, reply) => drop(reply.send(engine.operations(limit))),
-        Message::Facts(machine, reply) => drop(reply.send(engine.facts(machine))),
+        Message::Event(event) => {
+            engine.event(now, event);
+            Box::new(|| ())
+        }
+        Message::View(reply) => answer(reply, engine.view()),
+        Message::Operation(id, reply) => answer(reply, engine.operation(id)),
+        Message::Operations(limit, reply) => answer(reply, engine.operations(limit)),
     }
+}
+
+/// An answer that nobody waits for any more is no error: the asker went away.
+fn answer<T: Send + 'static>(reply: oneshot::Sender<T>, value: T) -> Reply {
+    Box::new(move || drop(reply.send(value)))
 }
 
 /// Randomness for keys. Without it no key may be made, so a failure ends the daemon.
