@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every crate of the workspace, and the crates of the workspace that it may depend on.
-const WALLS: [(&str, &[&str]); 11] = [
+const WALLS: [(&str, &[&str]); 12] = [
     ("cloudpal-model", &[]),
     ("cloudpal-net", &["cloudpal-model"]),
     ("cloudpal-compute", &["cloudpal-model"]),
@@ -25,6 +25,7 @@ const WALLS: [(&str, &[&str]); 11] = [
         ],
     ),
     ("cloudpal-init", &["cloudpal-model"]),
+    ("cloudpal-vmm", &["cloudpal-model"]),
     ("sim", &["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control"]),
     ("xtask", &[]),
 ];

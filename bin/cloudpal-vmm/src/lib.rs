@@ -1,0 +1,39 @@
+//! The embedded VMM: one process, one microVM, on KVM and the rust-vmm crates.
+//!
+//! ```text
+//!  Host ──reserve──► Spare ──boot(ELF)──────────► Machine ◄──┐
+//!  (/dev/kvm)        VM, irqchip, vCPU,             │ run    │ run ended: Break, Kick
+//!                    memory slot: no state yet      └────────┘
+//!                      ▲                              │ save
+//!                      │ pool                         ▼
+//!                      └──wake(Snapshot)──────── state + memory files, never changed again
+//! ```
+//!
+//! Invariants:
+//! - A `Spare` becomes a `Machine` or is dropped; no machine's state is ever put into a VM that has run.
+//! - A snapshot's memory file is mapped privately: any number of machines wake from it, and it never changes.
+//! - Nothing that a guest does, and nothing that stands in a file, makes this crate panic.
+//!
+//! What it has no devices for yet, it has no guest for either: today's guest is the tiny one in `guest/`.
+
+pub mod boot;
+pub mod cpu;
+pub mod elf;
+pub mod error;
+pub mod host;
+pub mod kick;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod pool;
+pub mod snapshot;
+pub mod state;
+pub mod tiny_guest;
+mod vcpu_state;
+
+pub use error::Error;
+pub use host::Host;
+pub use kick::Kick;
+pub use machine::{Ended, Machine, Ports, Spare};
+pub use pool::Pool;
+pub use snapshot::Snapshot;

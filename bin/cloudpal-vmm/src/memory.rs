@@ -1,0 +1,137 @@
+//! A guest's memory: an anonymous reservation that costs nothing until it is touched, or a snapshot's file over it.
+#![allow(unsafe_code)]
+
+use crate::{Error, error::Doing, layout, layout::RENEWAL_PAGE};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use std::{fs::File, io, os::fd::AsRawFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+pub const MIN_MIB: u32 = 4;
+pub const MAX_MIB: u32 = 256 * 1024;
+
+#[derive(Debug)]
+pub struct Memory {
+    map: GuestMemoryMmap<()>,
+    bytes: u64,
+}
+
+impl Memory {
+    pub fn reserve(mib: u32) -> Result<Memory, Error> {
+        if !(MIN_MIB..=MAX_MIB).contains(&mib) {
+            return Err(Error::MemorySize(mib));
+        }
+        let bytes = u64::from(mib) << 20;
+        let ranges = layout::memory_ranges(bytes);
+        let ranges: Vec<_> =
+            ranges.iter().map(|(start, len)| (GuestAddress(*start), *len as usize)).collect();
+        let map = GuestMemoryMmap::from_ranges(&ranges)
+            .map_err(|e| Error::Host(format!("no address space for a guest of {mib} MiB: {e}")))?;
+        Ok(Memory { map, bytes })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Tells KVM of the memory. Done before there is a vCPU: afterwards each slot costs 5 ms (it waits for SRCU).
+    pub(crate) fn register(&self, vm: &VmFd) -> Result<(), Error> {
+        for (slot, region) in (0..).zip(self.map.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is a mapping of just this length; the ranges do not overlap; and the machine drops its VM
+            // before its memory.
+            unsafe { vm.set_user_memory_region(region) }.doing("register the guest's memory")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the file in place of the memory, privately: what the guest writes stays with this guest.
+    pub(crate) fn map_over(&self, file: &File) -> io::Result<()> {
+        let mut offset = 0;
+        for region in self.map.iter() {
+            let (start, len) = (region.as_ptr(), region.len() as usize);
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            // SAFETY: replaces exactly the pages of a mapping that `region` owns and unmaps in the end; guest memory is only
+            // ever accessed as volatile bytes, so that nothing holds a reference into it.
+            let at = unsafe { libc::mmap(start.cast(), len, prot, flags, file.as_raw_fd(), offset) };
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            offset += region.len() as i64;
+        }
+        Ok(())
+    }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.map.write_slice(bytes, GuestAddress(at)).map_err(|_| Error::OutsideMemory(at))
+    }
+
+    pub fn read(&self, at: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.map.read_slice(bytes, GuestAddress(at)).map_err(|_| Error::OutsideMemory(at))
+    }
+
+    pub fn read_u32(&self, at: u64) -> Result<u32, Error> {
+        let mut bytes = [0; 4];
+        self.read(at, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    /// Two clones of one snapshot must never draw the same random bytes: each gets an id and a seed of its own, before its
+    /// first instruction.
+    pub(crate) fn renew(&self) -> Result<(), Error> {
+        let mut fresh = [0; 48];
+        getrandom::fill(&mut fresh).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
+        self.write(RENEWAL_PAGE, &fresh)
+    }
+
+    /// Hands out the memory in the order of the snapshot's file.
+    pub(crate) fn each_chunk<E>(
+        &self,
+        chunk: &mut [u8],
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E>
+    where
+        E: From<Error>,
+    {
+        let mut offset = 0;
+        for region in self.map.iter() {
+            let mut at = 0;
+            while at < region.len() {
+                let len = chunk.len().min((region.len() - at) as usize);
+                self.read(region.start_addr().0 + at, &mut chunk[..len])?;
+                take(offset, &chunk[..len])?;
+                (at, offset) = (at + len as u64, offset + len as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the memory is in this process, for the measurement of what it costs.
+    pub fn host_ranges(&self) -> Vec<(u64, u64)> {
+        self.map.iter().map(|region| (region.as_ptr() as u64, region.len())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_addresses_outside_are_refused() {
+        for mib in [0, MIN_MIB - 1, MAX_MIB + 1, u32::MAX] {
+            assert!(matches!(Memory::reserve(mib), Err(Error::MemorySize(_))), "{mib}");
+        }
+        let memory = Memory::reserve(4).expect("4 MiB");
+        assert!(memory.write((4 << 20) - 4, &[1; 4]).is_ok());
+        for at in [(4 << 20) - 3, u64::MAX - 1] {
+            assert!(matches!(memory.write(at, &[1; 4]), Err(Error::OutsideMemory(_))), "{at:#x}");
+        }
+    }
+}
