@@ -1,7 +1,7 @@
 //! The API's socket.
 //!
-//! Invariant: the socket is root's alone (its directory is mode 0700), and a socket file left by a killed daemon is in nobody's
-//! way: the store's lock has shown by now that no other daemon runs.
+//! Invariant: the socket is root's alone (its directory is mode 0700), and a socket file left by a killed daemon
+//! is in nobody's way: the store's lock has shown by now that no other daemon runs.
 
 use crate::{daemon::Daemon, http};
 use cloudpal_model::Problem;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench wake`: how long the owner waits, and whose time it is.
 //!
-//! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same machine in
-//! the same run, and the accelerator is named.
+//! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same
+//! machine in the same run, and the accelerator is named.
 
 mod plain_vmm;
 mod table;

@@ -37,7 +37,7 @@ pub struct World {
     pub tap: Arc<Tap>,
     pub spec: MachineSpec,
     guest_dir: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -82,11 +82,29 @@ impl World {
             mac: GUEST_MAC,
             guest: guest_config(),
         };
-        Some(World { namespace, name, tap, spec, guest_dir, _dir: dir })
+        Some(World { namespace, name, tap, spec, guest_dir, dir })
     }
 
     pub fn driver(&self) -> QemuDriver {
-        QemuDriver::new(QemuSettings::new(&self.guest_dir)).unwrap()
+        self.driver_as(None)
+    }
+
+    pub fn driver_as(&self, user: Option<(u32, u32)>) -> QemuDriver {
+        let settings = QemuSettings { user, ..QemuSettings::new(&self.guest_dir) };
+        QemuDriver::new(settings).unwrap()
+    }
+
+    /// The directories of a test are its own; a VMM without privilege must get through them.
+    pub fn open_to_all(&self) {
+        fs::set_permissions(self.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    /// A file system of that size, until it is dropped.
+    pub fn mount_small(&self, size: &str) -> Small {
+        let path = self.dir.path().join(format!("small-{size}"));
+        fs::create_dir(&path).unwrap();
+        sh(&format!("mount -t tmpfs -o size={size} tmpfs {}", path.display()));
+        Small(path)
     }
 
     /// The answer to one GET, by one connection attempt, and how long it took.
@@ -117,6 +135,20 @@ impl World {
 
     pub fn is_idle(&self, delivered_packets: u64) -> bool {
         self.tap.delivered_packets() == delivered_packets && !self.tap.has_waiting()
+    }
+}
+
+pub struct Small(PathBuf);
+
+impl Small {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        sh(&format!("umount -l {}", self.0.display()));
     }
 }
 
