@@ -294,7 +294,7 @@ async fn a_full_disk_keeps_the_machine_awake_and_the_vmm_needs_no_privilege() {
     let nobody = 65534;
     world.open_to_all();
     let driver = world.driver_as(Some((nobody, nobody)));
-    let small = world.mount_small("1m");
+    let small = world.mount_small("64k");
     world.spec.dir = small.path().join("machine");
     let Err(problem) = driver.boot(&world.spec, world.tap.dup().unwrap()).await else { panic!("it booted") };
     assert_eq!(problem.kind, Kind::DiskFull, "{problem}");

@@ -7,8 +7,8 @@ use cloudpal_compute::driver::MachineSpec;
 use serde_json::json;
 use std::{os::fd::RawFd, path::Path, process::Command};
 
-/// `acpi=on`: Debian's kernel finds virtio-mmio devices by no other means. The old clock and interrupt controllers are for
-/// kernels that look for them. Part of a snapshot's identity.
+/// `acpi=on`: Debian's kernel finds virtio-mmio devices by no other means. The old clock and interrupt controllers are
+/// for kernels that look for them. Part of a snapshot's identity.
 pub const MACHINE: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,usb=off,graphics=off";
 pub const CPU: &str = "max";
 pub const HOLD: &str = "hold";
@@ -77,7 +77,7 @@ impl Plan<'_> {
             8250.nr_uarts=1 i8042.noaux i8042.nokbd cryptomgr.notests"
             .to_owned();
         if self.accelerator == Accelerator::Tcg {
-            // The kernel cannot measure the counter here (it may even hang trying); and there is no speculation to tame.
+            // The kernel cannot measure the counter here (it may even hang trying); there is no speculation to tame.
             let khz = self.counter_khz;
             parameters +=
                 &format!(" tsc_early_khz={khz} tsc=reliable no_timer_check mitigations=off init_on_alloc=0");
@@ -128,7 +128,7 @@ impl Plan<'_> {
             "-serial",
             "chardev:console",
         ]);
-        // It waits here for the daemon, before it makes the machine: as soon as it has one it takes packets from the TAP.
+        // Here it waits for the daemon before it makes the machine: once it has one it takes packets from the TAP.
         let monitor =
             format!("socket,id=qmp,path={},server=on,wait=on", with_commas(&run_dir.join("qmp.sock")));
         command.args(["-chardev", &monitor, "-mon", "chardev=qmp,mode=control"]);
