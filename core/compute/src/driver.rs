@@ -5,7 +5,7 @@
 //!   process itself holds that lock until it ends, also when the daemon has died.
 //! - A snapshot is good or it is not there: it is written under a temporary name, made durable, then renamed. It is
 //!   *consumed* (no longer good) before the guest's first instruction after a wake, since from then on the disk
-//! moves on.
+//!   moves on.
 //! - No packet is lost by a sleep: see [`Vm::sleep`].
 
 use async_trait::async_trait;
