@@ -1,7 +1,7 @@
 //! Everything that must hold before a change is taken, quickest first. One failure does not hide the next: every part
 //! runs, and the recap at the end says which held. The tests' own summary comes last before it.
 
-use crate::{check, guest, paths, programs::Profile, radicale, setup, shell, tidy};
+use crate::{check, guest, programs::Profile, radicale, setup, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn nextest(filter: &[String]) -> Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    shell::run(shell::command("cargo", arguments).current_dir(paths::root()))
+    shell::run(&mut shell::cargo(arguments))
 }
 
 #[derive(Default)]
