@@ -18,6 +18,9 @@ use vmm_world::{GREETING, World, sh};
 
 type Machine = Arc<dyn Vm>;
 
+/// No account has a number from here on.
+const FIRST_UID: u32 = 1_900_000_000;
+
 async fn run(vm: &Machine, script: &str) -> String {
     let output = vm.exec(vec!["sh".into(), "-c".into(), script.into()]).await.unwrap();
     let text = String::from_utf8(output.output).unwrap();
@@ -291,9 +294,7 @@ async fn an_app_that_ends_is_told_with_its_code_and_its_words() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_keeps_the_machine_awake_and_the_vmm_needs_no_privilege() {
     let Some(mut world) = World::make("full") else { return };
-    let nobody = 65534;
-    world.open_to_all();
-    let driver = world.driver_as(Some((nobody, nobody)));
+    let driver = world.driver_as(Some(FIRST_UID));
     let small = world.mount_small("64k");
     world.spec.dir = small.path().join("machine");
     let Err(problem) = driver.boot(&world.spec, world.tap.dup().unwrap()).await else { panic!("it booted") };
@@ -305,7 +306,9 @@ async fn a_full_disk_keeps_the_machine_awake_and_the_vmm_needs_no_privilege() {
     world.spec.dir = small.path().join("machine");
     let vm: Machine = driver.boot(&world.spec, world.tap.dup().unwrap()).await.unwrap();
     let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
-    assert!(status.contains("Uid:\t65534\t65534\t65534\t65534"), "{status}");
+    let uid = FIRST_UID + world.spec.id.0;
+    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
     world.quiet().await;
     let problem = vm.sleep(&|| true).await.unwrap_err();
     assert_eq!(problem.kind, Kind::DiskFull, "{problem}");

@@ -50,14 +50,14 @@ pub struct QemuSettings {
     pub guest_dir: PathBuf,
     pub qemu_binary: PathBuf,
     pub accel: Accel,
-    /// The user and group as whom QEMU runs; `None`: as the daemon.
-    pub user: Option<(u32, u32)>,
+    /// Each VMM runs as a user and group of its own: this plus the machine's number. `None`: as the daemon.
+    pub first_uid: Option<u32>,
 }
 
 impl QemuSettings {
     pub fn new(guest_dir: impl Into<PathBuf>) -> Self {
         let qemu_binary = "qemu-system-x86_64".into();
-        QemuSettings { guest_dir: guest_dir.into(), qemu_binary, accel: Accel::Auto, user: None }
+        QemuSettings { guest_dir: guest_dir.into(), qemu_binary, accel: Accel::Auto, first_uid: None }
     }
 }
 

@@ -89,14 +89,9 @@ impl World {
         self.driver_as(None)
     }
 
-    pub fn driver_as(&self, user: Option<(u32, u32)>) -> QemuDriver {
-        let settings = QemuSettings { user, ..QemuSettings::new(&self.guest_dir) };
+    pub fn driver_as(&self, first_uid: Option<u32>) -> QemuDriver {
+        let settings = QemuSettings { first_uid, ..QemuSettings::new(&self.guest_dir) };
         QemuDriver::new(settings).unwrap()
-    }
-
-    /// The directories of a test are its own; a VMM without privilege must get through them.
-    pub fn open_to_all(&self) {
-        fs::set_permissions(self.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
 
     /// A file system of that size, until it is dropped.
