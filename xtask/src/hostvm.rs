@@ -96,18 +96,7 @@ fn work_image(programs: &[PathBuf]) -> Result<PathBuf> {
 fn run(host: &image::Host, work: &Path) -> Result<u32> {
     let mut qemu = Command::new("qemu-system-x86_64");
     // Software emulation of a CPU with AMD's virtualization, so that this host can have a KVM of its own.
-    qemu.args([
-        "-M",
-        "q35",
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        CPU,
-        "-smp",
-        "2",
-        "-m",
-        "2048",
-    ]);
+    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", "2048"]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
     qemu.arg("-kernel").arg(&host.kernel).arg("-initrd").arg(&host.initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 tsc_early_khz=1000000"]);

@@ -27,7 +27,7 @@ pub fn build(profile: Profile) -> Result<Programs> {
         Profile::Tests => (&["nextest", "run", "--workspace", "--no-run"], "debug"),
     };
     println!("build: cloudpald and cloudpal ({profile:?})");
-    shell::run(shell::command("cargo", arguments).arg("--locked").current_dir(paths::root()))?;
+    shell::run(shell::cargo(arguments).arg("--locked"))?;
     let built = |program| paths::target().join(dir).join(program);
     Ok(Programs { cloudpal: built("cloudpal"), cloudpald: built("cloudpald") })
 }

@@ -10,6 +10,21 @@ pub fn command(program: &str, arguments: &[&str]) -> Command {
     command
 }
 
+/// Cargo, in the working tree. What the cargo that runs us says of our own package is not passed on: some build scripts
+/// would take it for a change, and be run again.
+pub fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = command("cargo", arguments);
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_", "CARGO_BIN_"].iter().any(|p| told.starts_with(p))
+        {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo.current_dir(crate::paths::root());
+    cargo
+}
+
 /// Runs it, with its output going where ours goes.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| cannot_start(command))?;

@@ -1,7 +1,7 @@
 //! Everything that must hold before a change is taken, quickest first. One failure does not hide the next: every part
 //! runs, and the recap at the end says which held. The tests' own summary comes last before it.
 
-use crate::{check, guest, paths, programs::Profile, radicale, setup, shell, tidy};
+use crate::{check, guest, hostvm, programs::Profile, radicale, setup, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     if options.filter.is_empty() {
         parts.try_run("the owner's day", || check::run(Profile::Tests, None, false));
+        parts.try_run("the network with the kernel's WireGuard, in a host VM", hostvm::test);
     }
     parts.try_run("tests", || nextest(&options.filter));
     parts.recap()
@@ -39,7 +40,7 @@ fn nextest(filter: &[String]) -> Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
-    shell::run(shell::command("cargo", arguments).current_dir(paths::root()))
+    shell::run(&mut shell::cargo(arguments))
 }
 
 #[derive(Default)]

@@ -1,4 +1,5 @@
-//! Reaping: PID 1 inherits every orphan, so one thread waits for all children and hands on the ends that somebody awaits.
+//! Reaping: PID 1 inherits every orphan, so one thread waits for all children and hands on
+//! the ends that somebody awaits.
 //!
 //! Invariant: nobody else calls wait. A child is registered under the same lock under which it is started, so its end
 //! cannot be seen before its start.

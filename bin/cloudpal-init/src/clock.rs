@@ -1,9 +1,9 @@
 //! The guest's clock and random generator, both made fresh by the host at boot and after every wake.
 
-use crate::Fault;
+use crate::{Fault, reseed};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use nix::{sys::time::TimeSpec, time::ClockId};
-use std::{fs::File, io::Write, os::fd::AsRawFd};
+use std::{fs::File, io::Write};
 
 pub fn set(wall_us: u64) -> Result<(), Fault> {
     let seconds = i64::try_from(wall_us / 1_000_000)?;
@@ -17,17 +17,5 @@ pub fn reseed(entropy_base64: &str) -> Result<(), Fault> {
     let entropy = BASE64_STANDARD.decode(entropy_base64)?;
     let mut random = File::options().write(true).open("/dev/urandom")?;
     random.write_all(&entropy)?;
-    renew_key(&random)
-}
-
-mod ioctl {
-    #![allow(unsafe_code)]
-    nix::ioctl_none!(rnd_reseed_crng, b'R', 7);
-}
-
-#[allow(unsafe_code)]
-fn renew_key(random: &File) -> Result<(), Fault> {
-    // SAFETY: RNDRESEEDCRNG takes no argument and touches no memory of this process; the descriptor is open.
-    unsafe { ioctl::rnd_reseed_crng(random.as_raw_fd()) }?;
-    Ok(())
+    reseed::renew_key(&random)
 }

@@ -1,8 +1,8 @@
 //! PID 1 inside every guest.
 //!
 //! Invariants:
-//! - Init lives in the initramfs; the app lives in a mount namespace whose root is the overlay, without the capabilities
-//!   to mount, to make device nodes or to trace, so it cannot reach init or its control port.
+//! - Init lives in the initramfs; the app lives in a mount namespace whose root is the overlay, without the
+//!   capabilities to mount, to make device nodes or to trace, so it cannot reach init or its control port.
 //! - Nothing runs before the host has said what (`Boot`); everything after it is an answer to the host or to a signal.
 //! - Init never exits: it powers the machine off, or it panics, and the kernel's `panic=-1` ends the VMM.
 //!
@@ -16,6 +16,7 @@ mod launch;
 mod mounts;
 mod network;
 mod ready;
+mod reseed;
 mod users;
 
 use cloudpal_model::guest::{Ask, FromGuest, GuestConfig};

@@ -1,7 +1,7 @@
 //! The OCI `user` field, resolved in the image's own /etc/passwd and /etc/group.
 //!
-//! The rules are those of container runtimes: `""` is root; a number that no line names is taken as it is; a name that no
-//! line names is an error; supplementary groups come from /etc/group when no group was given.
+//! The rules are those of container runtimes: `""` is root; a number that no line names is taken as it is; a name that
+//! no line names is an error; supplementary groups come from /etc/group when no group was given.
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {

@@ -1,7 +1,7 @@
 //! The task that owns the control engine. Requests and events queue here; effects leave from here.
 //!
-//! Invariant: nobody else touches the engine, so what it decides is decided in one order, and nothing here waits for the
-//! host: an effect is handed to the task that carries it out.
+//! Invariant: nobody else touches the engine, so what it decides is decided in one order, and nothing here waits
+//! for the host: an effect is handed to the task that carries it out.
 
 use cloudpal_control::{
     effect::Effect,

@@ -176,11 +176,12 @@ async fn remove_machine(machines: &Machines, places: &Places, machine: MachineId
     }
 }
 
-/// A directory that only root may look into: it holds keys, memory and data of the owners.
+/// Root's alone: it holds keys, memory and data of the owners, or leads to them.
 fn private_dir(dir: &std::path::Path) -> Result<(), Problem> {
-    use std::os::unix::fs::DirBuilderExt;
-    let built = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    built.map_err(|e| Problem::io(format_args!("creating {}", dir.display()), &e))
+    use std::os::unix::fs::PermissionsExt;
+    let made = std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)));
+    made.map_err(|e| Problem::io(format_args!("creating {}", dir.display()), &e))
 }
 
 fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
@@ -197,7 +198,7 @@ fn qemu_settings(settings: &Settings) -> QemuSettings {
         AccelChoice::Tcg => Accel::Tcg,
         AccelChoice::Kvm => Accel::Kvm,
     };
-    QemuSettings { accel, ..QemuSettings::new(&settings.guest_dir) }
+    QemuSettings { accel, first_uid: Some(settings.first_vmm_uid), ..QemuSettings::new(&settings.guest_dir) }
 }
 
 fn net_settings(settings: &Settings) -> NetSettings {

@@ -1,7 +1,7 @@
 //! One task per machine: it alone talks to the machine's VMM.
 //!
-//! Invariants: commands are carried out one after the other; a VMM that ends by itself is told to the engine exactly once; the
-//! TAP stays with the daemon whatever happens to the VMM.
+//! Invariants: commands are carried out one after the other; a VMM that ends by itself is told to the engine
+//! exactly once; the TAP stays with the daemon whatever happens to the VMM.
 
 use crate::brain::Brain;
 use cloudpal_compute::{

@@ -5,7 +5,8 @@ use cloudpal_control::event::Event;
 use cloudpal_host::net::NetHost;
 use std::{sync::Arc, time::Duration};
 
-/// Short against the shortest useful idle timeout (a second or two), long against the cost of a sample (two small reads).
+/// Short against the shortest useful idle timeout (a second or two), long against the cost of a sample (two small
+/// reads).
 const ACTIVITY_EVERY: Duration = Duration::from_millis(200);
 
 /// A device that moved is found again after a crash if the crash comes later than this.

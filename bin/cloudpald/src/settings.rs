@@ -46,6 +46,11 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
 
+    /// Each machine's VMM runs as a user of its own without any privilege: this number plus the machine's. No real
+    /// account may have a number from here on.
+    #[arg(long, value_name = "UID", default_value_t = 1_900_000_000)]
+    pub first_vmm_uid: u32,
+
     /// Resolvers for names outside the overlay; repeatable. Default: those of /etc/resolv.conf.
     #[arg(long, value_name = "IP:PORT")]
     pub upstream_dns: Vec<SocketAddr>,

@@ -4,7 +4,8 @@
 //! - Never two VMM processes of one machine: a driver takes the machine's lock file before it starts one, and the VMM
 //!   process itself holds that lock until it ends, also when the daemon has died.
 //! - A snapshot is good or it is not there: it is written under a temporary name, made durable, then renamed. It is
-//!   *consumed* (no longer good) before the guest's first instruction after a wake, since from then on the disk moves on.
+//!   *consumed* (no longer good) before the guest's first instruction after a wake, since from then on the disk
+//!   moves on.
 //! - No packet is lost by a sleep: see [`Vm::sleep`].
 
 use async_trait::async_trait;
@@ -100,7 +101,8 @@ pub trait Vm: Send + Sync {
     /// Puts the machine to sleep, losing no packet:
     /// 1. the guest writes its file systems to the disk; 2. the vCPUs stop and the device state is saved;
     /// 3. the VMM process is frozen (SIGSTOP), so that it can take no further packet from the TAP;
-    /// 4. `still_idle` is asked: it compares the TAP's count of packets taken with the count at the decision to sleep, and
+    /// 4. `still_idle` is asked: it compares the TAP's count of packets taken with the count at the decision to
+    /// sleep, and
     ///    whether packets wait. If not idle: thaw, run on, `Cancelled`;
     /// 5. memory is written out, asking `still_idle` now and then, and once more at the very end;
     /// 6. the snapshot is renamed into place, and the frozen VMM killed.

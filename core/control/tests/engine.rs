@@ -472,3 +472,34 @@ fn removing_an_app_that_is_being_installed_calls_the_installation_off() {
     assert_eq!(engine.view().tenants[0].apps.len(), 1);
     assert!(matches!(engine.operation(operation).unwrap().state, OperationState::Failed { .. }));
 }
+
+/// The records of format 1 as a host wrote them. Never changed: stores in this format exist.
+const STORE_V1: &str = include_str!("store-v1.json");
+
+#[test]
+fn a_store_of_format_1_is_read_as_it_was_written() {
+    let disk = Disk::default();
+    let records: BTreeMap<String, serde_json::Value> = serde_json::from_str(STORE_V1).unwrap();
+    for (key, value) in &records {
+        disk.put(key, &value.to_string());
+    }
+    let engine = open(&disk).unwrap();
+    let tenant = &engine.view().tenants[0];
+    assert_eq!((tenant.name.as_str(), tenant.domain.as_str(), tenant.listen_port), ("ada", "ada.pal", 51820));
+    assert_eq!(tenant.devices[0].name.as_str(), "phone");
+    assert!(tenant.devices[0].exit);
+    let app = &tenant.apps[0];
+    assert_eq!(
+        (app.name.as_str(), app.digest.as_str(), app.ports.as_slice()),
+        ("cal", "sha256:00", &[5232][..])
+    );
+    assert_eq!(engine.operations(10).len(), 3);
+    // Today's engine still writes the same, record by record.
+    let fresh = Disk::default();
+    drop(lived_in(&fresh));
+    let written = fresh.records();
+    assert_eq!(written.keys().collect::<Vec<_>>(), records.keys().collect::<Vec<_>>());
+    for (key, value) in &written {
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(value).unwrap(), records[key], "{key}");
+    }
+}

@@ -22,15 +22,24 @@ pub struct ToGuest {
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum Ask {
     /// The answer to `Hello`: what to run. Sent once per boot.
-    Boot { config: Box<GuestConfig> },
+    Boot {
+        config: Box<GuestConfig>,
+    },
     /// Write everything to the disk; the machine is about to be saved.
     PrepareSleep,
     /// The machine was restored: set the clock, make the random generator fresh.
-    Resumed { wall_us: u64, entropy_base64: String },
+    Resumed {
+        wall_us: u64,
+        entropy_base64: String,
+    },
     /// End the app (SIGTERM, then SIGKILL after the grace), write everything, power off.
-    Stop { grace_ms: u64 },
+    Stop {
+        grace_ms: u64,
+    },
     /// Run a command inside the app's root, with the app's environment and user.
-    Exec { argv: Vec<String> },
+    Exec {
+        argv: Vec<String>,
+    },
     Stats,
 }
 
@@ -39,12 +48,22 @@ pub enum Ask {
 #[serde(tag = "tell", rename_all = "snake_case")]
 pub enum FromGuest {
     /// The first message of a boot.
-    Hello { version: u32 },
+    Hello {
+        version: u32,
+    },
     /// The app listens on one of its ports (or has none, or the wait ended): `listening` says which.
-    Ready { listening: bool },
+    Ready {
+        listening: bool,
+    },
     /// The app's main process ended.
-    AppExited { code: Option<i32>, signal: Option<i32> },
-    Reply { id: u64, reply: Reply },
+    AppExited {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
+    Reply {
+        id: u64,
+        reply: Reply,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -56,7 +56,8 @@ fn a_packet_for_a_sleeping_machine_waits_and_is_counted_when_it_is_read() {
         let read = vmm.read(&mut frame).unwrap();
         // The virtio-net header of 10 bytes, then Ethernet to the machine.
         assert!(read > 10 + 14 + 20);
-        // At most a note that the checksum was verified, which the kernel's WireGuard leaves (VIRTIO_NET_HDR_F_DATA_VALID).
+        // At most a note that the checksum was verified, which the kernel's WireGuard leaves
+        // (VIRTIO_NET_HDR_F_DATA_VALID).
         assert_eq!((frame[0] & !2, &frame[1..10]), (0, &[0; 9][..]), "plain: no offload was promised");
         assert_eq!(frame[10..16], plan.machines[0].mac);
         assert_eq!(tap.delivered_packets(), delivered);

@@ -3,6 +3,7 @@
 mod vmm_world;
 
 use cloudpal_compute::driver::{Driver, SleepOutcome, Vm, WakeError};
+use cloudpal_model::Kind;
 use std::{
     fs,
     os::unix::fs::FileExt,
@@ -16,6 +17,9 @@ use std::{
 use vmm_world::{GREETING, World, sh};
 
 type Machine = Arc<dyn Vm>;
+
+/// No account has a number from here on.
+const FIRST_UID: u32 = 1_900_000_000;
 
 async fn run(vm: &Machine, script: &str) -> String {
     let output = vm.exec(vec!["sh".into(), "-c".into(), script.into()]).await.unwrap();
@@ -285,4 +289,30 @@ async fn an_app_that_ends_is_told_with_its_code_and_its_words() {
     assert!(exit.clean, "{exit:?}");
     assert_eq!(exit.why, "the app ended with code 7");
     assert!(fs::read_to_string(world.spec.dir.join("log")).unwrap().contains("no database"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_the_machine_awake_and_the_vmm_needs_no_privilege() {
+    let Some(mut world) = World::make("full") else { return };
+    let driver = world.driver_as(Some(FIRST_UID));
+    let small = world.mount_small("64k");
+    world.spec.dir = small.path().join("machine");
+    let Err(problem) = driver.boot(&world.spec, world.tap.dup().unwrap()).await else { panic!("it booted") };
+    assert_eq!(problem.kind, Kind::DiskFull, "{problem}");
+    assert!(fs::read_dir(&world.spec.dir).unwrap().flatten().all(|entry| entry.file_name() != "disk.img"));
+    drop(small);
+
+    let small = world.mount_small("30m");
+    world.spec.dir = small.path().join("machine");
+    let vm: Machine = driver.boot(&world.spec, world.tap.dup().unwrap()).await.unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let uid = FIRST_UID + world.spec.id.0;
+    assert!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}")), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    world.quiet().await;
+    let problem = vm.sleep(&|| true).await.unwrap_err();
+    assert_eq!(problem.kind, Kind::DiskFull, "{problem}");
+    assert!(!driver.has_snapshot(&world.spec) && !world.spec.dir.join("snapshot.tmp").exists());
+    answered(world.get()).await;
+    vm.stop(Duration::from_secs(5)).await.unwrap();
 }

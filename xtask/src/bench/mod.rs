@@ -1,7 +1,7 @@
 //! `cargo xtask bench wake`: how long the owner waits, and whose time it is.
 //!
-//! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same machine in
-//! the same run, and the accelerator is named.
+//! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same
+//! machine in the same run, and the accelerator is named.
 
 mod plain_vmm;
 mod table;
@@ -78,7 +78,24 @@ fn measure(day: &mut Day, rounds: u32) -> Result<(String, Vec<Row>)> {
     println!("  measuring the peer: the same VMM's restore alone");
     let socket_dir = day.world.files.path("peer");
     let peer = plain_vmm::restores(&guest::default_dir(), &socket_dir, rounds.min(10))?;
-    Ok((accelerator, rows(&wakes, &boots, &peer)))
+    let mut rows = rows(&wakes, &boots, &peer);
+    rows.push(sleeping_memory()?);
+    Ok((accelerator, rows))
+}
+
+/// What the control loop keeps of each of a thousand sleeping apps, in the simulated data center.
+fn sleeping_memory() -> Result<Row> {
+    const APPS: u32 = 1000;
+    let resident_kib = || -> Result<f64> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    };
+    let before = resident_kib()?;
+    let household = sim::household(APPS as usize)?;
+    let grown = resident_kib()? - before;
+    ensure!(household.apps_and_sleeping() == (1000, 1000), "not all simulated apps are asleep");
+    Ok(Row::new("memory per sleeping app, of 1,000 in sim", grown / f64::from(APPS), "KiB").at_most(16.0))
 }
 
 #[derive(Default)]

@@ -37,7 +37,8 @@ umount /proc
 exec switch_root /new /work/run
 ";
 
-/// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a udev.
+/// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a
+/// udev.
 pub const PREAMBLE: &str = "#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CLOUDPAL_TEST_WIREGUARD=kernel
 mount -t proc proc /proc

@@ -99,12 +99,15 @@ fn promises(file: &str, split: &lexer::Split) -> Vec<Violation> {
     found
 }
 
+/// Besides edge/host: the one ioctl of the guest's init that nobody wraps safely.
+const UNSAFE_PLACES: [&str; 2] = ["edge/host/", "bin/cloudpal-init/src/reseed.rs"];
+
 /// `unsafe` lives in edge/host, each use under a line that says why it is sound.
 fn unsafety(file: &str, split: &lexer::Split) -> Vec<Violation> {
     let comments: Vec<&str> = split.comments.lines().collect();
     let mut found = Vec::new();
     for (index, _) in split.code.lines().enumerate().filter(|(_, line)| has_word(line, "unsafe")) {
-        if !file.starts_with("edge/host/") {
+        if !UNSAFE_PLACES.iter().any(|place| file.starts_with(place)) {
             let mend = "use a safe wrapper, or move it into edge/host";
             found.push(violation(file, index + 1, "`unsafe` outside edge/host".into(), mend));
         } else if !comments[index.saturating_sub(6)..=index].iter().any(|line| line.contains("SAFETY")) {

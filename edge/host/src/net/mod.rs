@@ -91,7 +91,7 @@ impl NetHost {
         firewall::apply(None, ruleset::host_rules(&instance)).await?;
         let resolvers: Vec<String> = upstream_dns.iter().map(ToString::to_string).collect();
         let explanation = format!(
-            "WireGuard: {why}; names of the internet: {}",
+            "{why}; names of the internet: {}",
             match resolvers.is_empty() {
                 true => "nobody to ask".to_owned(),
                 false => resolvers.join(", "),

@@ -77,7 +77,8 @@ fn run_loop() -> Result<Duration, kvm_ioctls::Error> {
         memory_size: 4096,
         userspace_addr: std::ptr::from_mut(&mut *page) as u64,
     };
-    // SAFETY: the page is aligned, exclusively ours, and outlives the VM: it is dropped after `vm`, being declared first.
+    // SAFETY: the page is aligned, exclusively ours, and outlives the VM: being declared first it is
+    // dropped last.
     unsafe { vm.set_user_memory_region(region) }?;
     let mut vcpu = vm.create_vcpu(0)?;
     let mut sregs = vcpu.get_sregs()?;

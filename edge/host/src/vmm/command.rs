@@ -1,25 +1,77 @@
 //! QEMU's command line.
 //!
-//! Invariant: nothing that a person typed is part of it: names of files are passed so that their commas stay commas.
+//! Invariant: nothing that a person typed is part of it, not even a path: files are descriptors that the daemon opened.
 
 use super::{accelerator::Accelerator, process::Descriptors};
 use cloudpal_compute::driver::MachineSpec;
+use cloudpal_model::Problem;
 use serde_json::json;
-use std::{os::fd::RawFd, path::Path, process::Command};
+use std::{
+    fs::{File, OpenOptions},
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+    process::Command,
+};
 
-/// `acpi=on`: Debian's kernel finds virtio-mmio devices by no other means. The old clock and interrupt controllers are for
-/// kernels that look for them. Part of a snapshot's identity.
+/// `acpi=on`: Debian's kernel finds virtio-mmio devices by no other means. The old clock and interrupt controllers are
+/// for kernels that look for them. Part of a snapshot's identity.
 pub const MACHINE: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,usb=off,graphics=off";
 pub const CPU: &str = "max";
 pub const HOLD: &str = "hold";
 
+/// QEMU's numbers of the descriptors that it opens as `/dev/fdset/N`: the root, the disk, the log.
+const ROOT_SET: u32 = 1;
+const LOG_SET: u32 = 3;
+
+/// What the VMM works on, opened by the daemon: the VMM's user may not even look into the directories.
+pub struct Files {
+    kernel: File,
+    initramfs: File,
+    rootfs: File,
+    disk: File,
+    log: File,
+    run_dir: File,
+}
+
+impl Files {
+    pub fn open(guest_dir: &Path, spec: &MachineSpec) -> Result<Files, Problem> {
+        let open = |options: &mut OpenOptions, path: &Path| {
+            options.open(path).map_err(|error| Problem::io(path.display(), &error))
+        };
+        let read = |path: &Path| open(File::options().read(true), path);
+        Ok(Files {
+            kernel: read(&guest_dir.join("vmlinuz"))?,
+            initramfs: read(&guest_dir.join("initramfs.img"))?,
+            rootfs: read(&spec.rootfs)?,
+            disk: open(File::options().read(true).write(true), &spec.dir.join("disk.img"))?,
+            log: open(File::options().append(true).create(true), &spec.dir.join("log"))?,
+            run_dir: read(&spec.run_dir)?,
+        })
+    }
+
+    pub fn descriptors(&self) -> [RawFd; 6] {
+        [&self.kernel, &self.initramfs, &self.rootfs, &self.disk, &self.log, &self.run_dir]
+            .map(AsRawFd::as_raw_fd)
+    }
+
+    /// A file in the directory of the VMM's sockets, which is its own.
+    fn in_run_dir(&self, name: &str) -> String {
+        format!("{}/{name}", opened(&self.run_dir))
+    }
+}
+
+/// The path under which a process finds its own descriptor.
+fn opened(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
 pub struct Plan<'a> {
     pub program: &'a Path,
-    pub guest_dir: &'a Path,
     pub accelerator: Accelerator,
     pub counter_khz: u64,
     pub spec: &'a MachineSpec,
     pub descriptors: &'a Descriptors,
+    pub files: &'a Files,
     /// Restores: the machine waits for the stream.
     pub incoming: bool,
 }
@@ -64,12 +116,11 @@ impl Plan<'_> {
             "-smp",
             &spec.vcpus.to_string(),
         ]);
-        command.arg("-kernel").arg(self.guest_dir.join("vmlinuz"));
-        command.arg("-initrd").arg(self.guest_dir.join("initramfs.img"));
+        command.args(["-kernel", &opened(&self.files.kernel), "-initrd", &opened(&self.files.initramfs)]);
         command.args(["-append", &self.kernel_parameters()]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         command.args(["-name", &format!("cloudpal-{}", spec.id)]);
-        command.arg("-pidfile").arg(spec.run_dir.join("vmm.pid"));
+        command.args(["-pidfile", &self.files.in_run_dir("vmm.pid")]);
     }
 
     fn kernel_parameters(&self) -> String {
@@ -77,7 +128,7 @@ impl Plan<'_> {
             8250.nr_uarts=1 i8042.noaux i8042.nokbd cryptomgr.notests"
             .to_owned();
         if self.accelerator == Accelerator::Tcg {
-            // The kernel cannot measure the counter here (it may even hang trying); and there is no speculation to tame.
+            // The kernel cannot measure the counter here (it may even hang trying); there is no speculation to tame.
             let khz = self.counter_khz;
             parameters +=
                 &format!(" tsc_early_khz={khz} tsc=reliable no_timer_check mitigations=off init_on_alloc=0");
@@ -87,10 +138,11 @@ impl Plan<'_> {
 
     fn devices(&self, command: &mut Command) {
         let spec = self.spec;
-        for (serial, path, read_only) in
-            [("root", spec.rootfs.clone(), true), ("disk", spec.dir.join("disk.img"), false)]
-        {
-            let file = json!({ "driver": "file", "filename": path.to_string_lossy() });
+        let disks = [("root", &self.files.rootfs, true), ("disk", &self.files.disk, false)];
+        for (set, (serial, file, read_only)) in (ROOT_SET..).zip(disks) {
+            let fd = file.as_raw_fd();
+            command.args(["-add-fd", &format!("fd={fd},set={set}")]);
+            let file = json!({ "driver": "file", "filename": format!("/dev/fdset/{set}") });
             let mut node =
                 json!({ "driver": "raw", "node-name": serial, "read-only": read_only, "file": file });
             if !read_only {
@@ -113,31 +165,19 @@ impl Plan<'_> {
     }
 
     fn channels(&self, command: &mut Command) {
-        let run_dir = &self.spec.run_dir;
-        let socket = |id: &str, name: &str| {
-            format!("socket,id={id},path={},server=on,wait=off", with_commas(&run_dir.join(name)))
-        };
-        let file = |id: &str, path: &Path| format!("file,id={id},path={},append=on", with_commas(path));
-        command.args(["-chardev", &socket("control", "control.sock")]);
+        let in_run_dir = |name: &str| self.files.in_run_dir(name);
+        let control = format!("socket,id=control,path={},server=on,wait=off", in_run_dir("control.sock"));
+        command.args(["-chardev", &control]);
         command.args(["-device", "virtserialport,chardev=control,name=cloudpal.control"]);
-        command.args(["-chardev", &file("log", &self.spec.dir.join("log"))]);
+        command.args(["-add-fd", &format!("fd={},set={LOG_SET}", self.files.log.as_raw_fd())]);
+        command.args(["-chardev", &format!("file,id=log,path=/dev/fdset/{LOG_SET},append=on")]);
         command.args(["-device", "virtserialport,chardev=log,name=cloudpal.log"]);
-        command.args([
-            "-chardev",
-            &file("console", &run_dir.join("console.log")),
-            "-serial",
-            "chardev:console",
-        ]);
-        // It waits here for the daemon, before it makes the machine: as soon as it has one it takes packets from the TAP.
-        let monitor =
-            format!("socket,id=qmp,path={},server=on,wait=on", with_commas(&run_dir.join("qmp.sock")));
+        let console = format!("file,id=console,path={},append=on", in_run_dir("console.log"));
+        command.args(["-chardev", &console, "-serial", "chardev:console"]);
+        // Here it waits for the daemon before it makes the machine: once it has one it takes packets from the TAP.
+        let monitor = format!("socket,id=qmp,path={},server=on,wait=on", in_run_dir("qmp.sock"));
         command.args(["-chardev", &monitor, "-mon", "chardev=qmp,mode=control"]);
     }
-}
-
-/// In QEMU's option lists a comma in a value is written twice.
-fn with_commas(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
 }
 
 /// The descriptor of the stream, by number.

@@ -1,7 +1,7 @@
 //! A guest's memory, outside the VMM: a memfd that both the daemon and the VMM hold.
 //!
 //! The VMM maps it shared, so its device-state stream need not carry it; the daemon copies it to and from the snapshot.
-//! Invariant: only blocks that hold something are copied, and each has a checksum that is verified before the guest runs.
+//! Invariant: only blocks that hold something are copied, each with a checksum that is verified before the guest runs.
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use serde::{Deserialize, Serialize};

@@ -2,8 +2,8 @@
 //!
 //! Invariants, beside those of the port ([`cloudpal_compute::driver`]):
 //! - The guest's memory is a memfd that the daemon holds too ([`memory`]); QEMU's own stream carries the devices only.
-//! - Packets are held inside the VMM (`filter-buffer`) until the guest is ready for them: at boot until the app listens,
-//!   at a wake until its clock and random generator are fresh. None is dropped: they are let in, in order.
+//! - Packets are held inside the VMM (`filter-buffer`) until the guest is ready for them: at boot until the app
+//!   listens, at a wake until its clock and random generator are fresh. None is dropped: they are let in, in order.
 //! - The file `started` in the run directory says that the hold was lifted: a machine without it is not adopted.
 
 pub mod accelerator;
@@ -50,14 +50,14 @@ pub struct QemuSettings {
     pub guest_dir: PathBuf,
     pub qemu_binary: PathBuf,
     pub accel: Accel,
-    /// The user and group as whom QEMU runs; `None`: as the daemon.
-    pub user: Option<(u32, u32)>,
+    /// Each VMM runs as a user and group of its own: this plus the machine's number. `None`: as the daemon.
+    pub first_uid: Option<u32>,
 }
 
 impl QemuSettings {
     pub fn new(guest_dir: impl Into<PathBuf>) -> Self {
         let qemu_binary = "qemu-system-x86_64".into();
-        QemuSettings { guest_dir: guest_dir.into(), qemu_binary, accel: Accel::Auto, user: None }
+        QemuSettings { guest_dir: guest_dir.into(), qemu_binary, accel: Accel::Auto, first_uid: None }
     }
 }
 
@@ -162,6 +162,8 @@ fn tail(path: &Path) -> String {
     const MAX_CHARS: usize = 600;
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4 * MAX_CHARS)..]).into_owned();
+    // QEMU says that it waits for its monitor; that is no news.
+    let text = text.lines().filter(|line| !line.contains(": info: ")).collect::<Vec<_>>().join("\n");
     let clean: Vec<char> = text.chars().filter(|&char| char == '\n' || !char.is_control()).collect();
     clean[clean.len().saturating_sub(MAX_CHARS)..].iter().collect::<String>().trim().to_owned()
 }

@@ -2,7 +2,8 @@
 
 use super::{
     QemuDriver,
-    command::{HOLD, Plan, stream},
+    accelerator::Accelerator,
+    command::{Files, HOLD, Plan, stream},
     control::Control,
     disk,
     machine::{Machine, STARTED},
@@ -19,7 +20,10 @@ use serde_json::json;
 use std::{
     fs::{self, File},
     io::Write,
-    os::fd::{AsRawFd, OwnedFd},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{MetadataExt, PermissionsExt},
+    },
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -96,7 +100,6 @@ impl Start<'_> {
         let spec = self.spec;
         snapshot::discard(&spec.dir)?;
         disk::ensure(&spec.dir, spec.disk_mib)?;
-        self.chown()?;
         let memory = self.memory()?;
         let process = self.spawn(lock, tap, &memory, None).await?;
         let started = self.reach(process).await?;
@@ -130,7 +133,6 @@ impl Start<'_> {
         let refused = |why| WakeError::SnapshotRefused { why };
         let (description, state_bytes) =
             snapshot::open(spec, &self.driver.identity(spec)).map_err(refused)?;
-        self.chown().map_err(WakeError::Failed)?;
         let memory = self.memory().map_err(WakeError::Failed)?;
         let state = write_state(&state_bytes).map_err(WakeError::Failed)?;
 
@@ -235,17 +237,26 @@ impl Start<'_> {
             .map_err(|error| Problem::io("the guest's memory", &error))
     }
 
-    /// Gives an unprivileged VMM what it must write to, and nothing else.
-    fn chown(&self) -> Result<(), Problem> {
-        let Some((uid, gid)) = self.driver.settings.user else { return Ok(()) };
-        let log = self.spec.dir.join("log");
-        let made = File::options().create(true).append(true).open(&log);
-        drop(made.map_err(|error| Problem::io(log.display(), &error))?);
-        for path in [self.spec.run_dir.clone(), self.spec.dir.join("disk.img"), log] {
-            let owned = std::os::unix::fs::chown(&path, Some(uid), Some(gid));
-            owned.map_err(|error| Problem::io(path.display(), &error))?;
-        }
-        Ok(())
+    /// The user of this machine's VMM alone, and its group: a group of its own too, or the one that may use KVM.
+    fn user(&self) -> Result<Option<(u32, u32)>, Problem> {
+        let Some(first) = self.driver.settings.first_uid else { return Ok(None) };
+        let uid = first.saturating_add(self.spec.id.0);
+        let gid = match self.driver.accelerator {
+            Accelerator::Tcg => uid,
+            Accelerator::Kvm => {
+                fs::metadata("/dev/kvm").map_err(|error| Problem::io("/dev/kvm", &error))?.gid()
+            }
+        };
+        Ok(Some((uid, gid)))
+    }
+
+    /// Gives the VMM the directory of its sockets, and nothing else: files reach it as descriptors.
+    fn own_run_dir(&self, user: Option<(u32, u32)>) -> Result<(), Problem> {
+        let run_dir = &self.spec.run_dir;
+        let uid = user.map(|(uid, _)| uid);
+        let private = fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700));
+        let owned = private.and_then(|()| std::os::unix::fs::chown(run_dir, uid, uid));
+        owned.map_err(|error| Problem::io(run_dir.display(), &error))
     }
 
     /// Starts the VMM. It waits at its monitor until it is reached.
@@ -263,19 +274,23 @@ impl Start<'_> {
             drop(fs::remove_file(spec.run_dir.join(name)));
         }
         note_descriptors(&spec.run_dir, &descriptors)?;
+        let user = self.user()?;
+        self.own_run_dir(user)?;
+        let files = Files::open(&driver.settings.guest_dir, spec)?;
         let plan = Plan {
             program: &driver.settings.qemu_binary,
-            guest_dir: &driver.settings.guest_dir,
             accelerator: driver.accelerator,
             counter_khz: driver.counter.khz().await,
             spec,
             descriptors: &descriptors,
+            files: &files,
             incoming: state.is_some(),
         };
         let mut inherited = vec![descriptors.lock_fd, descriptors.tap_fd, descriptors.memory_fd];
+        inherited.extend(files.descriptors());
         inherited.extend(state.map(|state| state.as_raw_fd()));
         let errors = spec.run_dir.join("vmm.log");
-        let process = Process::start(plan.command(), &errors, driver.settings.user, &inherited)?;
+        let process = Process::start(plan.command(), &errors, user, &inherited)?;
         // From here on the VMM alone holds the lock.
         drop(lock);
         Ok(Guard::new(process))

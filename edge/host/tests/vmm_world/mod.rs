@@ -37,7 +37,7 @@ pub struct World {
     pub tap: Arc<Tap>,
     pub spec: MachineSpec,
     guest_dir: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl World {
@@ -82,11 +82,24 @@ impl World {
             mac: GUEST_MAC,
             guest: guest_config(),
         };
-        Some(World { namespace, name, tap, spec, guest_dir, _dir: dir })
+        Some(World { namespace, name, tap, spec, guest_dir, dir })
     }
 
     pub fn driver(&self) -> QemuDriver {
-        QemuDriver::new(QemuSettings::new(&self.guest_dir)).unwrap()
+        self.driver_as(None)
+    }
+
+    pub fn driver_as(&self, first_uid: Option<u32>) -> QemuDriver {
+        let settings = QemuSettings { first_uid, ..QemuSettings::new(&self.guest_dir) };
+        QemuDriver::new(settings).unwrap()
+    }
+
+    /// A file system of that size, until it is dropped.
+    pub fn mount_small(&self, size: &str) -> Small {
+        let path = self.dir.path().join(format!("small-{size}"));
+        fs::create_dir(&path).unwrap();
+        sh(&format!("mount -t tmpfs -o size={size} tmpfs {}", path.display()));
+        Small(path)
     }
 
     /// The answer to one GET, by one connection attempt, and how long it took.
@@ -120,8 +133,28 @@ impl World {
     }
 }
 
+pub struct Small(PathBuf);
+
+impl Small {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        sh(&format!("umount -l {}", self.0.display()));
+    }
+}
+
 impl Drop for World {
     fn drop(&mut self) {
+        // A VMM outlives whoever started it; one that a failed test left behind is still recognized by its directory.
+        let pid = fs::read_to_string(self.spec.run_dir.join("vmm.pid")).unwrap_or_default();
+        let arguments = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+        if String::from_utf8_lossy(&arguments).contains(&*self.spec.run_dir.to_string_lossy()) {
+            let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
+        }
         let _ = Namespace::remove(&self.name);
     }
 }

@@ -6,7 +6,8 @@
 //! - The tree holds no more than the format can say; what it cannot is refused while the tree is built.
 //!
 //! The layout, in blocks: 0 the superblock; from 1 on the inodes, root first, each followed by its extended attributes
-//! and, if it fits in the same block, the tail of its content; then the whole blocks of all contents, in the inodes' order.
+//! and, if it fits in the same block, the tail of its content; then the whole blocks of all contents, in the
+//! inodes' order.
 
 mod directory;
 mod inode;
