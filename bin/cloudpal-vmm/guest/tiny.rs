@@ -1,8 +1,8 @@
 //! The tiny guest: bare metal, a few KB. It does what it is told through ports, so that a test sees a guest's memory,
 //! registers and time from the inside, also where /dev/kvm emulates each instruction.
 //!
-//! Invariant: it leaves its memory alone except where `protocol.rs` says; what it keeps is in memory or in registers, so
-//! that a snapshot has all of it.
+//! Invariant: it leaves its memory alone except where `protocol.rs` says; what it keeps is in memory or in
+//! registers, so that a snapshot has all of it.
 #![no_std]
 #![no_main]
 
@@ -12,9 +12,8 @@ use core::{
 };
 
 #[allow(dead_code)]
-mod protocol {
-    include!("../src/protocol.rs");
-}
+#[path = "../src/protocol.rs"]
+mod protocol;
 use protocol::*;
 
 // The 64-bit boot protocol arrives in long mode with memory mapped one to one, but without SSE, which compiled code may
@@ -118,8 +117,8 @@ fn time() -> u32 {
     low
 }
 
-/// xmm7 is used nowhere else in the guest, so what is in it came through every snapshot on the way. It is moved by way of
-/// memory with `movups`, one of the few vector instructions that KVM also emulates.
+/// xmm7 is used nowhere else in the guest, so what is in it came through every snapshot on the way. It is moved by
+/// way of memory with `movups`, one of the few vector instructions that KVM also emulates.
 fn swap_vector_register(value: u32) -> u32 {
     (0..4).for_each(|word| write(VECTOR + word * 4, value));
     // SAFETY: writes 16 bytes at VECTOR + 16 and reads 16 at VECTOR, which are ours.

@@ -1,5 +1,6 @@
 //! The state in which a kernel finds the machine: Linux' 64-bit boot protocol (Linux: Documentation/arch/x86/boot.rst,
-//! "64-bit BOOT PROTOCOL"), at Firecracker's addresses. Long mode, the first GiB mapped one to one, `rsi` at the zero page.
+//! "64-bit BOOT PROTOCOL"), at Firecracker's addresses. Long mode, the first GiB mapped one to one, `rsi` at the
+//! zero page.
 
 use crate::{
     Error,

@@ -4,9 +4,9 @@
 //!  kick:  asked := true ── running? ──► immediate_exit := 1, then the signal
 //!  run:   asked? return at once ── running := this thread ── KVM_RUN … EINTR ── running := none, asked := false
 //! ```
-//! Invariant: a kick is never lost. One that comes before KVM_RUN finds `immediate_exit` read by it; one that comes during
-//! it interrupts it; one that comes while nothing runs ends the next run before its first instruction. `running` is only
-//! ever a live thread inside `run`: both are changed under one lock.
+//! Invariant: a kick is never lost. One that comes before KVM_RUN finds `immediate_exit` read by it; one that comes
+//! during it interrupts it; one that comes while nothing runs ends the next run before its first instruction.
+//! `running` is only ever a live thread inside `run`: both are changed under one lock.
 #![allow(unsafe_code)]
 
 use std::{

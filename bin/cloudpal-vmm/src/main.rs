@@ -1,2 +1,78 @@
-//! x
-fn main() {}
+//! `cloudpal-vmm`: tries the embedded VMM on this host, and measures it, each time with the tiny guest.
+
+mod measure;
+
+use clap::{Parser, Subcommand};
+use cloudpal_model::Problem;
+use cloudpal_vmm::{
+    Error, Host, Machine, Snapshot, Spare,
+    tiny_guest::{self, Operator, ask, protocol},
+};
+use std::{path::PathBuf, process::ExitCode};
+
+/// The embedded VMM. It has no devices yet: what it can run is its own tiny guest.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot the tiny guest, put it to sleep in this directory, wake it, and say whether it went on.
+    Check {
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Measure wakes and clones; JSON on the standard output.
+    Measure(measure::Options),
+    /// Measure what one woken machine costs this process; JSON on the standard output.
+    Footprint {
+        #[arg(long, value_name = "DIR")]
+        snapshot: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Check { dir } => check(&dir.join("asleep")),
+        Command::Measure(options) => measure::run(&options),
+        Command::Footprint { snapshot } => measure::footprint(&snapshot),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", Problem::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(dir: &std::path::Path) -> Result<(), Error> {
+    const MIB: u32 = 16;
+    let host = Host::open()?;
+    let mut machine = booted(&host, MIB)?;
+    println!("boots");
+    let before = ask(&mut machine, protocol::COUNT, 0)?;
+    Snapshot::take(&mut machine, &host, dir)?;
+    drop(machine);
+    println!("sleeps, in {}", dir.display());
+    let snapshot = Snapshot::open(&host, dir)?;
+    snapshot.verify_memory()?;
+    let mut machine = snapshot.wake(Spare::make(&host, MIB)?)?;
+    match ask(&mut machine, protocol::COUNT, 0)? {
+        count if count == before + 1 => println!("wakes, and goes on where it was"),
+        count => {
+            return Err(Error::Vcpu(format!("it counted {before} before it slept and {count} after it woke")));
+        }
+    }
+    Ok(())
+}
+
+/// The tiny guest, waiting for its first command.
+fn booted(host: &Host, memory_mib: u32) -> Result<Machine, Error> {
+    let mut machine = Spare::make(host, memory_mib)?.boot(host, tiny_guest::ELF, "")?;
+    machine.run(&mut Operator::default())?;
+    Ok(machine)
+}

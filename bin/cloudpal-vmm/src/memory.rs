@@ -44,8 +44,8 @@ impl Memory {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the region is a mapping of just this length; the ranges do not overlap; and the machine drops its VM
-            // before its memory.
+            // SAFETY: the region is a mapping of just this length; the ranges do not overlap; and the machine drops
+            // its VM before its memory.
             unsafe { vm.set_user_memory_region(region) }.doing("register the guest's memory")?;
         }
         Ok(())
@@ -58,8 +58,8 @@ impl Memory {
             let (start, len) = (region.as_ptr(), region.len() as usize);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: replaces exactly the pages of a mapping that `region` owns and unmaps in the end; guest memory is only
-            // ever accessed as volatile bytes, so that nothing holds a reference into it.
+            // SAFETY: replaces exactly the pages of a mapping that `region` owns and unmaps in the end; guest memory
+            // is only ever accessed as volatile bytes, so that nothing holds a reference into it.
             let at = unsafe { libc::mmap(start.cast(), len, prot, flags, file.as_raw_fd(), offset) };
             if at == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
@@ -83,8 +83,8 @@ impl Memory {
         Ok(u32::from_le_bytes(bytes))
     }
 
-    /// Two clones of one snapshot must never draw the same random bytes: each gets an id and a seed of its own, before its
-    /// first instruction.
+    /// Two clones of one snapshot must never draw the same random bytes: each gets an id and a seed of its own,
+    /// before its first instruction.
     pub(crate) fn renew(&self) -> Result<(), Error> {
         let mut fresh = [0; 48];
         getrandom::fill(&mut fresh).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;

@@ -1,4 +1,4 @@
-// The words between the tiny guest and its tests. Compiled into both, so that they cannot differ.
+//! The words between the tiny guest and its tests. Compiled into both, so that they cannot differ.
 
 /// The guest writes here what happened by itself: a 32-bit event.
 pub const EVENT_PORT: u16 = 0x510;

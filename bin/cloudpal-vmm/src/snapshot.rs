@@ -5,11 +5,11 @@
 //!  state:   see `state.rs`
 //! ```
 //! Invariants:
-//! - A directory under its own name is complete: it is written beside it, made durable, and renamed. An older snapshot of that
-//!   name is exchanged for it in one step.
-//! - Nothing is taken from a snapshot before all of it that a wake relies on was found true: version, checksum, sizes, that
-//!   the two files belong together, and that this CPU has what the guest saw. The memory's contents are read only by
-//!   `verify_memory`: to read them at each wake would cost more than the wake.
+//! - A directory under its own name is complete: it is written beside it, made durable, and renamed. An older
+//!   snapshot of that name is exchanged for it in one step.
+//! - Nothing is taken from a snapshot before all of it that a wake relies on was found true: version, checksum,
+//!   sizes, that the two files belong together, and that this CPU has what the guest saw. The memory's contents are
+//!   read only by `verify_memory`: to read them at each wake would cost more than the wake.
 
 use crate::{
     Error, Host, Machine, Spare, cpu,

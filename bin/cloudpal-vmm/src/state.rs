@@ -1,7 +1,7 @@
 //! A machine's state but for its memory, as bytes: docs/formats/vmm-state.md describes them.
 //!
-//! Invariant: `decode` takes any bytes without panicking, and what it accepts was written by `encode` of this version, byte
-//! for byte. The records inside are KVM's own structures, whose layout is Linux' stable ABI.
+//! Invariant: `decode` takes any bytes without panicking, and what it accepts was written by `encode` of this
+//! version, byte for byte. The records inside are KVM's own structures, whose layout is Linux' stable ABI.
 
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,

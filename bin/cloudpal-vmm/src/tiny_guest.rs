@@ -3,11 +3,8 @@
 use crate::{Ended, Error, Machine, Ports};
 use std::{collections::VecDeque, ops::ControlFlow};
 
-#[allow(dead_code)]
-pub mod protocol {
-    //! The words between the guest and its tests.
-    include!("protocol.rs");
-}
+#[path = "protocol.rs"]
+pub mod protocol;
 use protocol::{ANSWER_PORT, ARGUMENT_PORT, COMMAND_PORT, EVENT_PORT, NOTHING};
 
 /// Built by `build.rs` from `guest/tiny.rs`.

@@ -1,9 +1,9 @@
 //! The vCPU's state out of KVM, and into a fresh vCPU again.
 //!
-//! The order is KVM's demand. Saving: the run state first, for reading it takes pending signals into account; the local APIC
-//! before the MSRs, for its base is one of them; the pending events last, for everything before may change them.
-//! Restoring: the CPU's features first, for they decide which registers exist; the special registers before the APIC, whose
-//! mode they set; the APIC before the MSRs, whose deadline it takes; the events last.
+//! The order is KVM's demand. Saving: the run state first, for reading it takes pending signals into account; the
+//! local APIC before the MSRs, for its base is one of them; the pending events last, for everything before may
+//! change them. Restoring: the CPU's features first, for they decide which registers exist; the special registers
+//! before the APIC, whose mode they set; the APIC before the MSRs, whose deadline it takes; the events last.
 #![allow(unsafe_code)]
 
 use crate::{Error, error::Doing, state::VcpuState};

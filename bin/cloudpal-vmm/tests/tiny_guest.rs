@@ -1,5 +1,5 @@
-//! The VMM with a real guest on a real /dev/kvm: boot, run, kick, snapshot, wake, clone. Everything is read by the guest
-//! itself, from its own memory and registers.
+//! The VMM with a real guest on a real /dev/kvm: boot, run, kick, snapshot, wake, clone. Everything is read by the
+//! guest itself, from its own memory and registers.
 
 use cloudpal_vmm::{
     Ended, Error, Host, Machine, Pool, Snapshot, Spare,
