@@ -12,7 +12,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, Once, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -94,11 +94,8 @@ impl Drop for Inside<'_> {
 /// The handler does nothing: that the signal arrives is enough to end KVM_RUN.
 fn handle_signal() -> Result<(), io::Error> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    static ONCE: Once = Once::new();
-    let mut outcome = Ok(());
-    ONCE.call_once(|| {
-        outcome = register_signal_handler(SIGRTMIN(), nothing)
-            .map_err(|errno| io::Error::from_raw_os_error(errno.errno()));
-    });
-    outcome
+    static REGISTERED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let registered = REGISTERED
+        .get_or_init(|| register_signal_handler(SIGRTMIN(), nothing).map_err(|errno| errno.errno()));
+    registered.map_err(io::Error::from_raw_os_error)
 }

@@ -64,7 +64,9 @@ fn check(dir: &std::path::Path) -> Result<(), Error> {
     match ask(&mut machine, protocol::COUNT, 0)? {
         count if count == before + 1 => println!("wakes, and goes on where it was"),
         count => {
-            return Err(Error::Vcpu(format!("it counted {before} before it slept and {count} after it woke")));
+            return Err(Error::Vcpu(format!(
+                "it counted {before} before it slept and {count} after it woke"
+            )));
         }
     }
     Ok(())

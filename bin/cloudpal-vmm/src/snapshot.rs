@@ -22,7 +22,7 @@ use rustix::{
 use std::{
     fs::{self, File},
     io::Read,
-    os::unix::fs::FileExt,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -62,7 +62,7 @@ impl Snapshot {
     pub fn take(machine: &mut Machine, host: &Host, dir: &Path) -> Result<(), Error> {
         let mut state = machine.save(host)?;
         getrandom::fill(&mut state.pairing).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
-        let fresh = beside(dir)?;
+        let fresh = beside(dir, &state.pairing)?;
         let written = write(machine, &state, &fresh).and_then(|()| put_in_place(&fresh, dir));
         if written.is_err() {
             // What failed is told; a rest that cannot be removed either is found by its name.
@@ -130,9 +130,9 @@ impl Snapshot {
 }
 
 fn write(machine: &Machine, state: &State, dir: &Path) -> Result<(), Error> {
-    fs::create_dir(dir).map_err(Error::file(dir))?;
+    fs::DirBuilder::new().mode(0o700).create(dir).map_err(Error::file(dir))?;
     let path = dir.join(MEMORY);
-    let memory = File::create_new(&path).map_err(Error::file(&path))?;
+    let memory = create(&path)?;
     memory.set_len(state.memory_bytes + FOOTER as u64).map_err(Error::file(&path))?;
     let (mut piece, zero, mut crc) = (vec![0; PIECE], vec![0; PIECE], 0);
     machine.memory.each_chunk(&mut piece, |offset, bytes| {
@@ -146,17 +146,22 @@ fn write(machine: &Machine, state: &State, dir: &Path) -> Result<(), Error> {
     memory.write_all_at(&footer, state.memory_bytes).map_err(Error::file(&path))?;
     memory.sync_all().map_err(Error::file(&path))?;
     let path = dir.join(STATE);
-    let file = File::create_new(&path).map_err(Error::file(&path))?;
+    let file = create(&path)?;
     file.write_all_at(&state.encode(), 0).and_then(|()| file.sync_all()).map_err(Error::file(&path))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::file(dir))
 }
 
-/// A name beside it that no other process uses.
-fn beside(dir: &Path) -> Result<PathBuf, Error> {
+/// A guest's memory is nobody else's to read.
+fn create(path: &Path) -> Result<File, Error> {
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(Error::file(path))
+}
+
+/// A name beside it that nobody else uses.
+fn beside(dir: &Path, random: &[u8; 16]) -> Result<PathBuf, Error> {
     let name = dir.file_name().ok_or_else(|| {
         Error::file(dir)(std::io::Error::new(std::io::ErrorKind::InvalidInput, "a snapshot needs a name"))
     })?;
-    Ok(dir.with_file_name(format!(".{}.{}.new", name.to_string_lossy(), std::process::id())))
+    Ok(dir.with_file_name(format!(".{}.{:032x}.new", name.to_string_lossy(), u128::from_le_bytes(*random))))
 }
 
 fn put_in_place(fresh: &Path, dir: &Path) -> Result<(), Error> {

@@ -210,6 +210,7 @@ fn a_woken_guest_can_be_saved_and_woken_again_under_the_same_name() {
         let mut machine = wake(&host, &Snapshot::open(&host, &saved.dir).expect("opens"));
         assert_eq!(count(&mut machine), n);
         Snapshot::take(&mut machine, &host, &saved.dir).expect("replaces the one it was woken from");
+        assert_eq!(count(&mut machine), n + 1, "the saved machine itself runs on");
     }
     let names: Vec<_> = fs::read_dir(saved.dir.parent().expect("a parent")).expect("lists").collect();
     assert_eq!(names.len(), 1, "{names:?}");
@@ -220,7 +221,9 @@ fn a_sparse_guest_is_a_sparse_file() {
     use std::os::unix::fs::MetadataExt;
     let Some(host) = host() else { return };
     let saved = saved(&host);
-    let on_disk = fs::metadata(saved.dir.join("memory")).expect("there").blocks() * 512;
+    let memory = fs::metadata(saved.dir.join("memory")).expect("there");
+    assert_eq!(memory.mode() & 0o077, 0, "others can read the guest's memory");
+    let on_disk = memory.blocks() * 512;
     assert!(on_disk < 1 << 20, "{on_disk} bytes for a guest that used a few pages");
 }
 

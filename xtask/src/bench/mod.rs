@@ -1,10 +1,11 @@
-//! `cargo xtask bench wake`: how long the owner waits, and whose time it is.
+//! `cargo xtask bench wake`: how long the owner waits, and whose time it is. `cargo xtask bench vmm`: see `vmm.rs`.
 //!
 //! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same
 //! machine in the same run, and the accelerator is named.
 
 mod plain_vmm;
 mod table;
+mod vmm;
 
 use crate::{
     check,
@@ -33,6 +34,8 @@ pub struct Options {
 enum What {
     /// From the phone's packet to the app's first byte.
     Wake(Wake),
+    /// The embedded VMM alone, with its tiny guest: wakes, clones and memory.
+    Vmm(vmm::Options),
 }
 
 #[derive(clap::Args)]
@@ -48,7 +51,13 @@ struct Wake {
 }
 
 pub fn run(options: &Options) -> Result<()> {
-    let What::Wake(wake) = &options.what;
+    match &options.what {
+        What::Wake(options) => wake(options),
+        What::Vmm(options) => vmm::run(options),
+    }
+}
+
+fn wake(wake: &Wake) -> Result<()> {
     interrupt::hold()?;
     // It is put to sleep by command, and must not fall asleep in between.
     let mut day = check::dawn(wake.profile, "never")?;
