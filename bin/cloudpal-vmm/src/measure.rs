@@ -1,4 +1,5 @@
-//! What a wake takes, and what a machine costs, on this host with the tiny guest. Raw samples; the reader makes percentiles.
+//! What a wake takes, and what a machine costs, on this host with the tiny guest. Raw samples; the reader makes
+//! percentiles.
 //!
 //! The kinds of wake take turns, round by round, so that what else the host does meets them alike. A wake begins before
 //! the snapshot's files are opened and ends with the guest's first exit: its own instructions have run by then. Making

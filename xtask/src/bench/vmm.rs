@@ -1,7 +1,7 @@
 //! `cargo xtask bench vmm`: the embedded VMM with its tiny guest, on this host's /dev/kvm.
 //!
-//! The peer of a wake is the boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`, which
-//! lets the kinds take turns.
+//! The peer of a wake is the boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`,
+//! which lets the kinds take turns.
 
 use super::table::{self, Row};
 use crate::{day::percentile, interrupt, paths, shell};
