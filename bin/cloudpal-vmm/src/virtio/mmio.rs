@@ -5,8 +5,8 @@
 //!  ▲                                                                │ ◄───────────┘
 //!  └──────────── status := 0 ◄── NEEDS_RESET ◄── a broken queue ────┘
 //! ```
-//! Each register is writable only in its own phase; a write in another is swallowed. So nothing of a queue can change while
-//! the device looks at it.
+//! Each register is writable only in its own phase; a write in another is swallowed. So nothing of a queue can change
+//! while the device looks at it.
 
 use super::{Device, GuestMemory, Work};
 use virtio_queue::{Queue, QueueT};

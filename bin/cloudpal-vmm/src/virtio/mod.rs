@@ -1,8 +1,8 @@
 //! Virtio devices for a guest that is hostile. They stand by themselves: no machine has them on its bus yet.
 //!
 //! Invariants, held by property tests:
-//! - No order of register accesses and no content of guest memory panics, allocates by the guest's numbers, or loops: one
-//!   call does at most one queue's length of work, and says whether there is more.
+//! - No order of register accesses and no content of guest memory panics, allocates by the guest's numbers, or loops:
+//!   one call does at most one queue's length of work, and says whether there is more.
 //! - Queues are looked at only between DRIVER_OK and the next reset, and only when all of them lie in guest memory.
 
 pub mod mmio;

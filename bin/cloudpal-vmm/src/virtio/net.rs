@@ -1,7 +1,7 @@
 //! virtio-net on a TAP descriptor that it is handed (virtio 1.2, section 5.1): frames as they are, without offloads.
 //!
-//! Invariant: a frame is read from the TAP only when the guest has a buffer for it. Until then it waits in the TAP, where
-//! falling asleep finds it.
+//! Invariant: a frame is read from the TAP only when the guest has a buffer for it. Until then it waits in the TAP,
+//! where falling asleep finds it.
 
 use super::{Broken, Device, GuestMemory, Work};
 use std::{
