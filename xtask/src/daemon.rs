@@ -159,13 +159,18 @@ impl Drop for Daemon {
 }
 
 fn vmm_pids(run_dir: &Path) -> Vec<i32> {
-    let machines = format!("{}/machines/", run_dir.display());
+    let machines = run_dir.join("machines");
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ours = processes.filter_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
-        let words = fs::read(process.path().join("cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&words).replace('\0', " ");
-        (line.contains("qemu-system") && line.contains(&machines)).then_some(pid)
+        let command = fs::read(process.path().join("cmdline")).ok()?;
+        if !String::from_utf8_lossy(&command).contains("qemu-system") {
+            return None;
+        }
+        // Its command line names no file; it holds its machine's lock.
+        let open = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        let mut links = open.filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.any(|file| file.starts_with(&machines)).then_some(pid)
     });
     ours.collect()
 }

@@ -120,7 +120,6 @@ impl Plan<'_> {
         command.args(["-append", &self.kernel_parameters()]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
         command.args(["-name", &format!("cloudpal-{}", spec.id)]);
-        command.args(["-pidfile", &self.files.in_run_dir("vmm.pid")]);
     }
 
     fn kernel_parameters(&self) -> String {

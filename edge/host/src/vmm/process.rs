@@ -98,6 +98,12 @@ impl Process {
         Process::open(Pid::from_child(&child))
     }
 
+    /// Writes down where to look first for it. Should that not come to pass, [`Process::find`] looks everywhere.
+    pub fn note(&self, run_dir: &Path) -> Result<(), Problem> {
+        let path = run_dir.join("vmm.pid");
+        fs::write(&path, format!("{}\n", self.pid())).map_err(|error| Problem::io(path.display(), &error))
+    }
+
     /// The running VMM that holds this machine's lock, if it can be found.
     pub fn find(run_dir: &Path, lock_fd: RawFd) -> Option<Process> {
         let lock = fs::canonicalize(run_dir.join("vmm.lock")).ok()?;

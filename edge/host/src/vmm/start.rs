@@ -291,6 +291,7 @@ impl Start<'_> {
         inherited.extend(state.map(|state| state.as_raw_fd()));
         let errors = spec.run_dir.join("vmm.log");
         let process = Process::start(plan.command(), &errors, user, &inherited)?;
+        process.note(&spec.run_dir)?;
         // From here on the VMM alone holds the lock.
         drop(lock);
         Ok(Guard::new(process))

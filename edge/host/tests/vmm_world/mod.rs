@@ -53,7 +53,9 @@ impl World {
         if fs::metadata("/dev/net/tun").is_err() || !nix::unistd::geteuid().is_root() {
             return skip("it needs root and /dev/net/tun");
         }
-        let dir = tempfile::Builder::new().prefix("cp-").tempdir().unwrap();
+        // As private as the daemon's: a VMM must do without looking into it.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        let dir = tempfile::Builder::new().prefix("cp-").permissions(private).tempdir().unwrap();
         let rootfs = dir.path().join("root.erofs");
         make_image(&target, dir.path(), &rootfs)?;
 
