@@ -49,19 +49,24 @@ fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
+/// Small figures would be lost in one decimal.
+fn shown(value: f64) -> String {
+    if value.abs() < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
+}
+
 pub fn print(rows: &[Row]) {
     println!("  {:<46} {:>10} {:>4}  {:>9}  {:>6}  {:>8}  peer", "", "value", "", "peer", "ratio", "target");
     for row in rows {
-        let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1}"));
+        let number = |value: Option<f64>| value.map_or_else(String::new, shown);
         let verdict = match row.met {
             Some(true) => " met",
             Some(false) => " MISSED",
             None => "",
         };
         println!(
-            "  {:<46} {:>10.1} {:>4}  {:>9}  {:>6}  {:>8}  {}{verdict}",
+            "  {:<46} {:>10} {:>4}  {:>9}  {:>6}  {:>8}  {}{verdict}",
             row.name,
-            row.value,
+            shown(row.value),
             row.unit,
             number(row.peer_value),
             number(row.ratio),
