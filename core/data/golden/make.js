@@ -177,7 +177,12 @@ async function proofs () {
   }
   const seeks = []
   for (let bytes = 0; bytes <= total; bytes += 97) seeks.push([bytes, ...(await core.seek(bytes))])
-  const answer = { key: hex(core.key), length: core.length, byte_length: total, proofs: answers, seeks }
+  const empty = { sizes: [0, 0, 3, 0, 2, 0, 0, 4], seeks: [] }
+  const holes = new Hypercore(place(), { keyPair: pairs[0] })
+  await holes.append(empty.sizes.map((size) => b4a.alloc(size)))
+  for (let bytes = 0; bytes <= 9; bytes++) empty.seeks.push([bytes, ...(await holes.seek(bytes))])
+  await holes.close()
+  const answer = { empty, key: hex(core.key), length: core.length, byte_length: total, proofs: answers, seeks }
   await core.close()
   return answer
 }

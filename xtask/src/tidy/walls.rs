@@ -5,11 +5,12 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every crate of the workspace, and the crates of the workspace that it may depend on.
-const WALLS: [(&str, &[&str]); 11] = [
+const WALLS: [(&str, &[&str]); 12] = [
     ("cloudpal-model", &[]),
     ("cloudpal-net", &["cloudpal-model"]),
     ("cloudpal-compute", &["cloudpal-model"]),
     ("cloudpal-control", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
+    ("cloudpal-data", &["cloudpal-model"]),
     ("cloudpal-host", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
     ("cloudpal-api", &["cloudpal-model"]),
     ("cloudpal", &["cloudpal-api", "cloudpal-model"]),
@@ -30,7 +31,8 @@ const WALLS: [(&str, &[&str]); 11] = [
 ];
 
 /// Crates that do no IO, read no clock and draw no randomness: nor may anything that they depend on, at any distance.
-const PURE: [&str; 4] = ["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control"];
+const PURE: [&str; 5] =
+    ["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control", "cloudpal-data"];
 
 const IMPURE: [&str; 14] = [
     "tokio",

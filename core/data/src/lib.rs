@@ -1,0 +1,20 @@
+//! Hypercore: an append-only log that its writer signs and any peer can check, as today's JavaScript peers
+//! speak it.
+//!
+//! Invariants: nothing here does IO, reads a clock or draws randomness; bytes from outside cost
+//! work in proportion to their number, and are refused with a [`DataError`]; nothing counts as part of a core
+//! that was not proved.
+//!
+//! From the ground up: [`encoding`], [`crypto`], [`manifest`], [`signature`], [`tree`], [`proof`],
+//! [`encryption`].
+
+pub mod crypto;
+pub mod encoding;
+pub mod encryption;
+mod error;
+pub mod manifest;
+pub mod proof;
+pub mod signature;
+pub mod tree;
+
+pub use error::{DataError, StorageError};
