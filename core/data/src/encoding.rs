@@ -24,6 +24,11 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    /// How many bytes are left.
+    pub fn rest(&self) -> usize {
+        self.rest.len()
+    }
+
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], DataError> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(DataError::Malformed("cut short"))?;
         self.rest = rest;

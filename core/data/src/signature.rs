@@ -111,15 +111,18 @@ impl Verifier {
 
     /// What signer number `signer` signs.
     fn signable(&self, head: &Head, signer: usize) -> Vec<u8> {
-        let hash = head.hash();
+        self.signable_hash(&head.hash(), head.length, head.fork, signer)
+    }
+
+    fn signable_hash(&self, hash: &Hash, length: u64, fork: u64, signer: usize) -> Vec<u8> {
         if self.compat {
-            return crypto::signable_compat(&hash, head.length, head.fork);
+            return crypto::signable_compat(hash, length, fork);
         }
         let context = match self.manifest.version {
             0 => &self.manifest.signers[signer].namespace,
             _ => &self.key,
         };
-        crypto::signable(context, &hash, head.length, head.fork)
+        crypto::signable(context, hash, length, fork)
     }
 
     /// The signature of one key pair: complete if the core has one signer, else one signer's part.
@@ -135,11 +138,24 @@ impl Verifier {
         Ok(MultiSignature { parts, patch: Vec::new() }.encode())
     }
 
-    /// One key pair alone makes valid signatures.
+    /// One key pair alone makes valid signatures, from the first block on.
     pub fn is_sole_signer(&self, pair: &KeyPair) -> bool {
-        let quorum = self.compat || self.manifest.quorum == 1;
-        let signers = &self.manifest.signers;
-        quorum && matches!(&signers[..], [signer] if signer.public_key == pair.public_key())
+        let Manifest { version, quorum, allow_patch, prologue, signers, .. } = &self.manifest;
+        let alone = *quorum == 1 && prologue.is_none() && !(*version == 0 && *allow_patch);
+        alone && matches!(&signers[..], [signer] if signer.public_key == pair.public_key())
+    }
+
+    /// Whether the only signer of this core has signed a tree of which just the hash is known.
+    pub(crate) fn verify_hash(&self, hash: &Hash, length: u64, fork: u64, signature: &[u8]) -> bool {
+        let [signer] = &self.manifest.signers[..] else { return false };
+        let parts = match signature.try_into() {
+            Ok(raw) if self.compat || self.manifest.version == 0 => vec![*<&[u8; 64]>::from(raw)],
+            _ => MultiSignature::decode(signature)
+                .map(|envelope| envelope.parts.iter().map(|part| part.signature).collect())
+                .unwrap_or_default(),
+        };
+        let signable = self.signable_hash(hash, length, fork, 0);
+        matches!(&parts[..], [part] if crypto::verify(&signable, part, &signer.public_key))
     }
 
     pub fn verify(&self, head: &Head, signature: &[u8]) -> bool {
