@@ -148,8 +148,8 @@ impl Verifier {
     /// Whether the only signer of this core has signed a tree of which just the hash is known.
     pub(crate) fn verify_hash(&self, hash: &Hash, length: u64, fork: u64, signature: &[u8]) -> bool {
         let [signer] = &self.manifest.signers[..] else { return false };
-        let parts = match signature.try_into() {
-            Ok(raw) if self.compat || self.manifest.version == 0 => vec![*<&[u8; 64]>::from(raw)],
+        let parts = match <[u8; 64]>::try_from(signature) {
+            Ok(raw) if self.compat || self.manifest.version == 0 => vec![raw],
             _ => MultiSignature::decode(signature)
                 .map(|envelope| envelope.parts.iter().map(|part| part.signature).collect())
                 .unwrap_or_default(),
