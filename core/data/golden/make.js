@@ -266,6 +266,34 @@ function uints () {
   return numbers.map((n) => [n, hex(c.encode(c.uint, n))])
 }
 
+// Rows of the Rust test, by name and in its order.
+function wire () {
+  const key = b4a.alloc(32, 4)
+  const none = { block: null, hash: null, seek: null, upgrade: null, manifest: false, priority: 0 }
+  const rows = [
+    ['sync', { fork: 3, length: 300, remoteLength: 70000, canUpgrade: true, uploading: false, downloading: true, hasManifest: true, allowPush: false }],
+    ['sync', { fork: 0, length: 0, remoteLength: 0, canUpgrade: false, uploading: true, downloading: false, hasManifest: false, allowPush: true }],
+    ['request', { ...none, id: 1, fork: 0, block: { index: 5, nodes: 2 } }],
+    ['request', { ...none, id: 900, fork: 2, hash: { index: 7, nodes: 0 }, seek: { bytes: 1000, padding: 8 } }],
+    ['request', { ...none, id: 2, fork: 1, upgrade: { start: 4, length: 60 }, manifest: true, priority: 3 }],
+    ['cancel', { request: 300 }],
+    ['noData', { request: 4, reason: 0 }],
+    ['noData', { request: 4, reason: 2 }],
+    ['want', { start: 0, length: 32768, any: false }],
+    ['want', { start: 2 ** 40, length: 1, any: true }],
+    ['unwant', { start: 32768, length: 32768, any: false }],
+    ['bitfield', { start: 32768, bitfield: new Uint32Array([1, 0xffffffff, 0x80000000]) }],
+    ['range', { drop: false, start: 9, length: 1 }],
+    ['range', { drop: true, start: 0, length: 1000 }],
+    ['extension', { name: 'greeting', message: b4a.from('hello') }]
+  ]
+  return {
+    messages: rows.map(([kind, message]) => ({ kind, bytes: hex(c.encode(m.wire[kind], message)) })),
+    handshake: hex(c.encode(m.wire.handshake, { seeks: true, capability: key })),
+    capabilities: [true, false].map((initiator) => hex(caps.replicate(initiator, key, b4a.alloc(64, 3))))
+  }
+}
+
 async function main () {
   const golden = {
     made_with: Object.fromEntries(Object.entries(require('./package.json').dependencies)),
@@ -288,7 +316,8 @@ async function main () {
     proofs: await proofs(),
     multi: await multi(),
     encryption: await encryption(),
-    named: await named()
+    named: await named(),
+    wire: wire()
   }
   fs.writeFileSync(path.join(__dirname, 'golden.json'), JSON.stringify(golden, null, 1) + '\n')
   fs.rmSync(dir, { recursive: true })

@@ -50,8 +50,9 @@ pub fn hash(parts: &[&[u8]]) -> Hash {
     state.finalize().into()
 }
 
-/// BLAKE2b-256 keyed with 32 bytes.
-pub fn keyed_hash(key: &[u8; 32], parts: &[&[u8]]) -> Hash {
+/// BLAKE2b-256 keyed with 32 or 64 bytes.
+pub fn keyed_hash<const N: usize>(key: &[u8; N], parts: &[&[u8]]) -> Hash {
+    const { assert!(N > 0 && N <= 64) };
     let mut state = Blake2bMac::<U32>::new_with_salt_and_personal(key, &[], &[])
         .expect("BLAKE2b takes every key of up to 64 bytes, and no salt");
     for part in parts {

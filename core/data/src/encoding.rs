@@ -29,6 +29,10 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    pub fn peek(&self) -> Option<u8> {
+        self.rest.first().copied()
+    }
+
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], DataError> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(DataError::Malformed("cut short"))?;
         self.rest = rest;

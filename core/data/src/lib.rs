@@ -6,7 +6,8 @@
 //! counts as part of a core that was not proved.
 //!
 //! From the ground up: [`encoding`], [`crypto`], [`manifest`], [`signature`], [`tree`], [`proof`],
-//! [`encryption`], [`storage`], [`core`].
+//! [`encryption`], [`storage`], [`core`]; beside them [`mux`] and
+//! [`wire`], the messages of replication.
 
 pub mod core;
 pub mod crypto;
@@ -14,9 +15,11 @@ pub mod encoding;
 pub mod encryption;
 mod error;
 pub mod manifest;
+pub mod mux;
 pub mod proof;
 pub mod signature;
 pub mod storage;
 pub mod tree;
+pub mod wire;
 
 pub use error::{DataError, StorageError};

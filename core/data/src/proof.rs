@@ -162,7 +162,6 @@ impl Data {
             });
         }
         let manifest = has(16).then(|| Manifest::read(&mut from)).transpose()?;
-        from.end()?;
         Ok(Data { request, proof, manifest })
     }
 }
