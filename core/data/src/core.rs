@@ -1,9 +1,8 @@
 //! A core on a storage: what its writer appends, reads and cuts, safe from crashes.
 //!
 //! Invariants:
-//! - A signature is made only over what is already on the disk. A crash can therefore not lose anything that
-//! was
-//!   signed, and no second history is ever signed for a length of a fork: what is signed again is the same bytes.
+//! - A signature is made only over what is already on the disk. So no crash can lose anything that was
+//!   signed, and no second history is ever signed for a length of a fork: what is signed again is the same.
 //! - What a synced call has answered is there after any crash. A batch is there whole or not at all.
 //! - A core whose safe bytes are damaged is refused, not cut to the part that is whole.
 //!

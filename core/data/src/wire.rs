@@ -69,7 +69,7 @@ pub enum Message {
     Cancel {
         request: u64,
     },
-    Data(Data),
+    Data(Box<Data>),
     NoData {
         request: u64,
         reason: u64,
@@ -184,7 +184,7 @@ impl Message {
             0 => Message::Sync(read_sync(&mut from)?),
             1 => read_request(&mut from)?,
             2 => Message::Cancel { request: from.uint()? },
-            3 => Message::Data(Data::decode(bytes)?),
+            3 => Message::Data(Box::new(Data::decode(bytes)?)),
             4 => {
                 let request = from.uint()?;
                 let told = !from.is_empty() && from.uint()? & 1 == 1;
