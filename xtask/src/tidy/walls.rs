@@ -10,6 +10,7 @@ const WALLS: [(&str, &[&str]); 12] = [
     ("cloudpal-net", &["cloudpal-model"]),
     ("cloudpal-compute", &["cloudpal-model"]),
     ("cloudpal-control", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
+    ("cloudpal-data", &["cloudpal-model"]),
     ("cloudpal-host", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
     ("cloudpal-api", &["cloudpal-model"]),
     ("cloudpal", &["cloudpal-api", "cloudpal-model"]),
@@ -32,7 +33,8 @@ const WALLS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates that do no IO, read no clock and draw no randomness: nor may anything that they depend on, at any distance.
-const PURE: [&str; 4] = ["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control"];
+const PURE: [&str; 5] =
+    ["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control", "cloudpal-data"];
 
 const IMPURE: [&str; 14] = [
     "tokio",

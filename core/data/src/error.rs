@@ -1,0 +1,68 @@
+//! What can go wrong with a core, and what a person reads about it.
+
+use cloudpal_model::{Kind, Problem};
+use thiserror::Error;
+
+/// The storage under a core failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StorageError {
+    #[error("the disk is full")]
+    Full,
+    #[error("the storage holds fewer bytes than were asked for")]
+    Short,
+    #[error("the storage failed: {0}")]
+    Failed(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DataError {
+    /// Bytes that are no message of the protocol.
+    #[error("malformed bytes: {0}")]
+    Malformed(&'static str),
+    /// A proof that does not prove what it claims.
+    #[error("a proof that proves nothing: {0}")]
+    BadProof(&'static str),
+    #[error("the signature is not by those who may sign this core")]
+    BadSignature,
+    #[error("the manifest does not belong to this key")]
+    WrongManifest,
+    /// A request for something that the tree does not have.
+    #[error("an impossible request: {0}")]
+    BadRequest(&'static str),
+    #[error("this core cannot be written here: the key pair is missing or is not its signer")]
+    NotWritable,
+    #[error("block {index} is beyond the end, {length}")]
+    OutOfBounds { index: u64, length: u64 },
+    #[error("{0}: more than this engine takes")]
+    TooLarge(&'static str),
+    #[error("the stored core is damaged at byte {offset}: {what}")]
+    Damaged { offset: u64, what: &'static str },
+    /// An earlier write failed half-way, so that what is on the disk is unknown.
+    #[error("an earlier write failed, so the core takes no more until it is opened anew")]
+    Poisoned,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl From<DataError> for Problem {
+    fn from(error: DataError) -> Problem {
+        let (kind, mend) = match &error {
+            DataError::Malformed(_) | DataError::BadProof(_) | DataError::BadSignature => {
+                (Kind::Refused, "the peer is faulty or hostile: nothing of it was stored; drop it")
+            }
+            DataError::WrongManifest => (Kind::Refused, "give the manifest with which the core was made"),
+            DataError::BadRequest(_) | DataError::OutOfBounds { .. } => {
+                (Kind::Invalid, "ask for what is below the core's length")
+            }
+            DataError::TooLarge(_) => (Kind::Invalid, "split it into smaller blocks or batches"),
+            DataError::NotWritable => (Kind::Refused, "write on the host that has the key pair"),
+            DataError::Damaged { .. } => (Kind::Internal, "restore the core from a peer, and check the disk"),
+            DataError::Poisoned => (Kind::Unavailable, "find out why the write failed, then open it anew"),
+            DataError::Storage(StorageError::Full) => {
+                (Kind::DiskFull, "free some space on that disk, then try again; reads go on meanwhile")
+            }
+            DataError::Storage(_) => (Kind::Internal, "see the host's log about that disk"),
+        };
+        Problem::new(kind, error.to_string(), mend)
+    }
+}
