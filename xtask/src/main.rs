@@ -10,6 +10,7 @@ mod guest;
 mod hostvm;
 mod interrupt;
 mod paths;
+mod peers;
 mod programs;
 mod radicale;
 mod setup;

@@ -1,7 +1,7 @@
 //! Everything that must hold before a change is taken, quickest first. One failure does not hide the next: every part
 //! runs, and the recap at the end says which held. The tests' own summary comes last before it.
 
-use crate::{check, guest, hostvm, programs::Profile, radicale, setup, shell, tidy};
+use crate::{check, guest, hostvm, peers, programs::Profile, radicale, setup, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,7 @@ pub fn run(options: &Options) -> Result<()> {
         parts.try_run("the owner's day", || check::run(Profile::Tests, None, false));
         parts.try_run("the network with the kernel's WireGuard, in a host VM", hostvm::test);
     }
+    parts.try_run("the JavaScript peers", peers::install);
     parts.try_run("tests", || nextest(&options.filter));
     parts.recap()
 }
