@@ -1,8 +1,9 @@
-//! What the engine must be told regularly: how busy the awake machines are, and where the devices were last seen.
+//! What must be looked at regularly: how busy the awake machines are, where the devices were last seen, and how much the
+//! guests have written.
 
-use crate::{brain::Brain, machines::Machines, networks::Networks};
+use crate::{brain::Brain, daemon::Places, machines::Machines, networks::Networks};
 use cloudpal_control::event::Event;
-use cloudpal_host::net::NetHost;
+use cloudpal_host::{net::NetHost, vmm::logs};
 use std::{sync::Arc, time::Duration};
 
 /// Short against the shortest useful idle timeout (a second or two), long against the cost of a sample (two small
@@ -11,6 +12,9 @@ const ACTIVITY_EVERY: Duration = Duration::from_millis(200);
 
 /// A device that moved is found again after a crash if the crash comes later than this.
 const ENDPOINTS_EVERY: Duration = Duration::from_secs(2);
+
+/// What a guest can write in between is a few hundred megabytes at the very worst.
+const LOGS_EVERY: Duration = Duration::from_secs(1);
 
 pub async fn activity(machines: Arc<Machines>, net: Arc<NetHost>, brain: Brain) {
     let mut ticks = tokio::time::interval(ACTIVITY_EVERY);
@@ -34,6 +38,22 @@ pub async fn endpoints(networks: Arc<Networks>, brain: Brain) {
             for peer in networks.peers(tenant).await {
                 let Some(endpoint) = peer.endpoint else { continue };
                 brain.event(Event::DeviceSeen { tenant, public_key: peer.public_key, endpoint });
+            }
+        }
+    }
+}
+
+/// A guest can fill neither the disk nor memory with its words.
+pub async fn logs(machines: Arc<Machines>, places: Places) {
+    let mut ticks = tokio::time::interval(LOGS_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for (machine, _) in machines.running() {
+            let (dir, run_dir) = (places.machine_dir(machine), places.machine_run_dir(machine));
+            let bounded = tokio::task::spawn_blocking(move || logs::keep_bounded(&dir, &run_dir)).await;
+            if let Ok(Err(error)) = bounded {
+                tracing::warn!(%machine, %error, "the machine's log could not be cut");
             }
         }
     }

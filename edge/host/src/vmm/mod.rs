@@ -10,6 +10,7 @@ pub mod accelerator;
 mod command;
 mod control;
 mod disk;
+pub mod logs;
 mod machine;
 mod memory;
 mod process;
