@@ -1,5 +1,5 @@
-//! What must be looked at regularly: how busy the awake machines are, where the devices were last seen, and how much the
-//! guests have written.
+//! What must be looked at regularly: how busy the awake machines are, where the devices were last seen, and how
+//! much the guests have written.
 
 use crate::{brain::Brain, daemon::Places, machines::Machines, networks::Networks};
 use cloudpal_control::event::Event;

@@ -1,8 +1,8 @@
-//! The files that a guest fills: its log and its serial console. A guest may write without end; the host's disk and memory
-//! do not.
+//! The files that a guest fills: its log and its serial console. A guest may write without end; the host's disk and
+//! memory have one.
 //!
-//! Invariant: the VMM appends (`O_APPEND`), so a file may be cut to nothing under its hands; what is between the copy and
-//! the cut is lost, and only then.
+//! Invariant: the VMM appends (`O_APPEND`), so a file may be cut to nothing under its hands. Only what it writes
+//! between the copy and the cut is lost.
 
 use std::{
     fs::{self, File},
