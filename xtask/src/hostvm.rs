@@ -81,7 +81,7 @@ fn work_image(programs: &[PathBuf]) -> Result<PathBuf> {
     let mut script = String::from(image::PREAMBLE);
     for (program, name) in programs.iter().zip(TESTS) {
         fs::copy(program, dir.join(name)).with_context(|| format!("cannot copy {}", program.display()))?;
-        script += &format!("/work/{name} --test-threads=1 || failed=$((failed + 1))\n");
+        script += &format!("/job/{name} --test-threads=1 || failed=$((failed + 1))\n");
     }
     script += &format!("echo \"{VERDICT}$failed\"\nbusybox poweroff -f\n");
     let run = dir.join("run");

@@ -48,7 +48,7 @@ pub fn run(needed: For) -> Result<()> {
         install(&missing)?;
     }
     if needed == For::Test && !shell::succeeds(&mut shell::command("cargo", &["nextest", "--version"])) {
-        println!("set-up: installing cargo-nextest from crates.io: runs the tests, each in its own process");
+        println!("set-up: installing cargo-nextest with cargo: it runs the tests, each in its own process");
         shell::run(&mut shell::command("cargo", &["install", "--locked", "cargo-nextest"]))?;
     }
     Ok(())

@@ -43,11 +43,11 @@ impl http::Backend for Daemon {
         tenant: Name,
         name: Name,
         app: AppManifest,
-        credentials: Option<http::Credentials>,
+        credentials: Option<Credentials>,
     ) -> Result<Accepted, Problem> {
         let source = app.image.clone();
-        if let Some(http::Credentials { username, password }) = credentials {
-            self.imports.set_credentials(&source, Credentials { username, password });
+        if let Some(credentials) = credentials {
+            self.imports.set_credentials(&source, credentials);
         }
         let accepted = self.brain.request(actor, Request::AppInstall { tenant, name, app }).await;
         if accepted.is_err() {

@@ -11,7 +11,7 @@ use std::{
 const SUITE: &str = "bookworm";
 
 /// Raised when this file would make another root from the same packages.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 const PACKAGES: &str = "bind9-dnsutils,busybox-static,iproute2,iputils-ping,kmod,nftables,procps,wireguard-go,\
                         wireguard-tools,curl,ca-certificates";
@@ -19,7 +19,7 @@ const PACKAGES: &str = "bind9-dnsutils,busybox-static,iproute2,iputils-ping,kmod
 /// What the initramfs needs to find its root.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "erofs", "overlay"];
 
-/// The initramfs: the read-only root under a writable layer in memory, the work disk at /work, then over to it.
+/// The initramfs: the read-only root under a writable layer in memory, the work disk at /job, then over to it.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -30,11 +30,11 @@ mount -t erofs -o ro /dev/vda /lower
 mount -t tmpfs -o size=50% upper /upper
 mkdir -p /upper/data /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work root /new
-mkdir -p /new/work
-mount -t erofs -o ro /dev/vdb /new/work
+mkdir -p /new/job
+mount -t erofs -o ro /dev/vdb /new/job
 mount --move /dev /new/dev
 umount /proc
-exec switch_root /new /work/run
+exec switch_root /new /job/run
 ";
 
 /// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a

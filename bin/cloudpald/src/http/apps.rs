@@ -1,8 +1,7 @@
 //! `/v1/tenants/{tenant}/apps`
 
 use super::{
-    Daemon,
-    backend::Credentials,
+    Credentials, Daemon,
     caller::Actor,
     log::Tail,
     refusal::{Answer, Body, Params, Query},

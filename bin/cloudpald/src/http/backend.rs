@@ -7,9 +7,10 @@ use cloudpal_control::{
     request::{Accepted, AppManifest, Request},
     view::{OperationView, View},
 };
+use cloudpal_host::image::Credentials;
 use cloudpal_model::{Name, OperationId, Problem, TenantId};
 use cloudpal_net::plan::PeerStatus;
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
 #[async_trait]
 pub trait Backend: Send + Sync {
@@ -44,20 +45,4 @@ pub trait Backend: Send + Sync {
     async fn log_file(&self, tenant: &Name, app: &Name) -> Result<PathBuf, Problem>;
 
     async fn doctor(&self) -> Vec<Check>;
-}
-
-/// What a registry wants to know. Used for one pull; never stored, never logged.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    pub username: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .field("password", &"redacted")
-            .finish()
-    }
 }

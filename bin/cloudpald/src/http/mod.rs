@@ -15,9 +15,10 @@ mod refusal;
 mod tenants;
 mod wire;
 
-pub use backend::{Backend, Credentials};
+pub use backend::Backend;
 pub use caller::Caller;
 pub use cloudpal_api::Check;
+pub use cloudpal_host::image::Credentials;
 
 use axum::{Extension, Router, body::Bytes, extract::DefaultBodyLimit};
 use std::{io, sync::Arc};
