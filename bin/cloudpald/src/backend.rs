@@ -46,11 +46,12 @@ impl http::Backend for Daemon {
         credentials: Option<Credentials>,
     ) -> Result<Accepted, Problem> {
         let source = app.image.clone();
+        let given = credentials.is_some();
         if let Some(credentials) = credentials {
             self.imports.set_credentials(&source, credentials);
         }
         let accepted = self.brain.request(actor, Request::AppInstall { tenant, name, app }).await;
-        if accepted.is_err() {
+        if accepted.is_err() && given {
             self.imports.forget_credentials(&source);
         }
         accepted

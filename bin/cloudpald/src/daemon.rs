@@ -22,7 +22,7 @@ use cloudpal_host::{
     store::RedbStore,
     vmm::{Accel, QemuDriver, QemuSettings},
 };
-use cloudpal_model::{MachineId, Problem};
+use cloudpal_model::{Kind, MachineId, Problem};
 use std::{path::PathBuf, sync::Arc};
 
 /// Where each machine's files are.
@@ -66,6 +66,7 @@ impl Daemon {
     /// Opens everything, and sets out to make the actual state the wanted one.
     pub async fn start(settings: Settings) -> Result<Arc<Daemon>, Problem> {
         let places = Places { state_dir: settings.state_dir.clone(), run_dir: settings.run_dir.clone() };
+        check_first_port(&settings)?;
         private_dir(&places.state_dir)?;
         private_dir(&places.run_dir)?;
         // The store's lock is also what keeps a second daemon away from everything below.
@@ -177,12 +178,22 @@ async fn remove_machine(machines: &Machines, places: &Places, machine: MachineId
     }
 }
 
-/// Root's alone: it holds keys, memory and data of the owners, or leads to them.
+/// Made root's alone, since it holds keys, memory and data of the owners, or leads to them. One that exists is left as
+/// it is: it may be the operator's.
 fn private_dir(dir: &std::path::Path) -> Result<(), Problem> {
-    use std::os::unix::fs::PermissionsExt;
-    let made = std::fs::create_dir_all(dir)
-        .and_then(|()| std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)));
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|e| Problem::io(format_args!("creating {}", dir.display()), &e))
+}
+
+/// The exit's translation may hand out its own ports; a tenant's WireGuard port must not be one of them.
+fn check_first_port(settings: &Settings) -> Result<(), Problem> {
+    let taken = cloudpal_net::ruleset::EXIT_PORTS;
+    if settings.first_port > *taken.end() {
+        return Ok(());
+    }
+    let what = format!("--first-port {} is not above the exit's ports {taken:?}", settings.first_port);
+    Err(Problem::new(Kind::Invalid, what, "choose a port from 51000 on; 51820 is the usual one"))
 }
 
 fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
@@ -210,7 +221,6 @@ fn net_settings(settings: &Settings) -> NetSettings {
     };
     NetSettings {
         instance: settings.instance.clone(),
-        run_dir: settings.run_dir.clone(),
         wireguard,
         upstream_dns: settings.upstream_dns.clone(),
     }

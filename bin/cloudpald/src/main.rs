@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use cloudpald::{daemon::Daemon, serve, settings::Settings};
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// gotatun reports every packet to a device that was never seen as an error; it is none.
@@ -15,8 +15,10 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("CLOUDPAL_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG)),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -50,4 +52,14 @@ async fn run(settings: Settings) -> Result<(), cloudpal_model::Problem> {
     let _ = std::fs::remove_file(daemon.places.socket());
     tracing::info!("ended");
     Ok(())
+}
+
+/// Each tenant and each sleeping app costs a few descriptors; the usual soft limit of 1024 is some hundred tenants.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

@@ -175,8 +175,8 @@ pub fn host_rules(instance: &Instance) -> String {
 		ct state invalid drop
 		ip saddr != {links4} drop
 		ip6 saddr != {links6} drop
-		ip daddr 169.254.0.0/16 drop
-		ip6 daddr {{ fe80::/10, fd00:ec2::254 }} drop
+		ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 169.254.0.0/16, 168.63.129.16 }} drop
+		ip6 daddr {{ fe80::/10, fc00::/7, ff00::/8 }} drop
 		accept
 	}}
 

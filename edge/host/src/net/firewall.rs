@@ -36,7 +36,10 @@ pub fn missing(error: &io::Error) -> Problem {
     Problem::new(
         Kind::HostLacks,
         format!("nft cannot be run: {error}"),
-        "install it: apt-get install nftables",
+        match error.kind() {
+            io::ErrorKind::NotFound => "install it: apt-get install nftables",
+            _ => "see the daemon's log",
+        },
     )
 }
 

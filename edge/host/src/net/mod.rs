@@ -29,11 +29,11 @@ use links::Links;
 use namespace::Namespace;
 use std::{
     collections::HashMap,
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
 };
@@ -47,8 +47,6 @@ use tokio::sync::Mutex;
 pub struct NetSettings {
     /// The prefix of all kernel objects' names, for example `cloudpal`.
     pub instance: String,
-    /// Holds the lock that keeps a second daemon away from the same kernel objects.
-    pub run_dir: PathBuf,
     pub wireguard: WireGuardKind,
     /// Who answers what the tenants' own names do not; empty: the resolvers of the host.
     pub upstream_dns: Vec<SocketAddr>,
@@ -77,7 +75,7 @@ impl NetHost {
     pub async fn start(settings: NetSettings) -> Result<Self, Problem> {
         let instance: Instance = settings.instance.parse()?;
         check_host()?;
-        let lock = lock(&settings.run_dir, &instance)?;
+        let lock = lock(&instance)?;
         let host = Links::open(None)?;
         let (kernel_wireguard, why) = choose_wireguard(settings.wireguard, &host).await?;
         let upstream_dns = match settings.upstream_dns.is_empty() {
@@ -219,20 +217,17 @@ fn check_host() -> Result<(), Problem> {
     nft.map(drop).map_err(|e| firewall::missing(&e))
 }
 
-fn lock(run_dir: &Path, instance: &Instance) -> Result<File, Problem> {
-    fs::create_dir_all(run_dir).map_err(|e| Problem::io(run_dir.display(), &e))?;
-    let path = run_dir.join(format!("net-{instance}.lock"));
+/// The lock lies where the namespaces lie, not in the daemon's own directory: two daemons of one instance would take each
+/// other's networks away, wherever they keep their files.
+fn lock(instance: &Instance) -> Result<File, Problem> {
+    let path = Path::new("/run").join(format!("cloudpal-net-{instance}.lock"));
     let file = File::create(&path).map_err(|e| Problem::io(path.display(), &e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             let what =
                 format!("another daemon runs the network of `{instance}` ({} is locked)", path.display());
-            Err(Problem::new(
-                Kind::Taken,
-                what,
-                "end it first, or give this one another `--instance` and `--run-dir`",
-            ))
+            Err(Problem::new(Kind::Taken, what, "end it first, or give this one another `--instance`"))
         }
         Err(TryLockError::Error(error)) => Err(Problem::io(path.display(), &error)),
     }

@@ -19,9 +19,10 @@ pub const MACHINE: &str = "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,us
 pub const CPU: &str = "max";
 pub const HOLD: &str = "hold";
 
-/// QEMU's numbers of the descriptors that it opens as `/dev/fdset/N`: the root, the disk, the log.
+/// QEMU's numbers of the descriptors that it opens as `/dev/fdset/N`: the root, the disk, the log, the console.
 const ROOT_SET: u32 = 1;
 const LOG_SET: u32 = 3;
+const CONSOLE_SET: u32 = 4;
 
 /// What the VMM works on, opened by the daemon: the VMM's user may not even look into the directories.
 pub struct Files {
@@ -30,11 +31,12 @@ pub struct Files {
     rootfs: File,
     disk: File,
     log: File,
-    run_dir: File,
+    console: File,
+    sockets_dir: File,
 }
 
 impl Files {
-    pub fn open(guest_dir: &Path, spec: &MachineSpec) -> Result<Files, Problem> {
+    pub fn open(guest_dir: &Path, spec: &MachineSpec, sockets_dir: &Path) -> Result<Files, Problem> {
         let open = |options: &mut OpenOptions, path: &Path| {
             options.open(path).map_err(|error| Problem::io(path.display(), &error))
         };
@@ -45,18 +47,19 @@ impl Files {
             rootfs: read(&spec.rootfs)?,
             disk: open(File::options().read(true).write(true), &spec.dir.join("disk.img"))?,
             log: open(File::options().append(true).create(true), &spec.dir.join("log"))?,
-            run_dir: read(&spec.run_dir)?,
+            console: open(File::options().append(true).create(true), &spec.run_dir.join("console.log"))?,
+            sockets_dir: read(sockets_dir)?,
         })
     }
 
-    pub fn descriptors(&self) -> [RawFd; 6] {
-        [&self.kernel, &self.initramfs, &self.rootfs, &self.disk, &self.log, &self.run_dir]
-            .map(AsRawFd::as_raw_fd)
+    pub fn descriptors(&self) -> [RawFd; 7] {
+        let Files { kernel, initramfs, rootfs, disk, log, console, sockets_dir } = self;
+        [kernel, initramfs, rootfs, disk, log, console, sockets_dir].map(AsRawFd::as_raw_fd)
     }
 
-    /// A file in the directory of the VMM's sockets, which is its own.
-    fn in_run_dir(&self, name: &str) -> String {
-        format!("{}/{name}", opened(&self.run_dir))
+    /// A socket in the VMM's own directory.
+    fn socket(&self, name: &str) -> String {
+        format!("{}/{name}", opened(&self.sockets_dir))
     }
 }
 
@@ -164,17 +167,18 @@ impl Plan<'_> {
     }
 
     fn channels(&self, command: &mut Command) {
-        let in_run_dir = |name: &str| self.files.in_run_dir(name);
-        let control = format!("socket,id=control,path={},server=on,wait=off", in_run_dir("control.sock"));
+        let socket = |name: &str| self.files.socket(name);
+        let control = format!("socket,id=control,path={},server=on,wait=off", socket("control.sock"));
         command.args(["-chardev", &control]);
         command.args(["-device", "virtserialport,chardev=control,name=cloudpal.control"]);
         command.args(["-add-fd", &format!("fd={},set={LOG_SET}", self.files.log.as_raw_fd())]);
         command.args(["-chardev", &format!("file,id=log,path=/dev/fdset/{LOG_SET},append=on")]);
         command.args(["-device", "virtserialport,chardev=log,name=cloudpal.log"]);
-        let console = format!("file,id=console,path={},append=on", in_run_dir("console.log"));
+        command.args(["-add-fd", &format!("fd={},set={CONSOLE_SET}", self.files.console.as_raw_fd())]);
+        let console = format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on");
         command.args(["-chardev", &console, "-serial", "chardev:console"]);
         // Here it waits for the daemon before it makes the machine: once it has one it takes packets from the TAP.
-        let monitor = format!("socket,id=qmp,path={},server=on,wait=on", in_run_dir("qmp.sock"));
+        let monitor = format!("socket,id=qmp,path={},server=on,wait=on", socket("qmp.sock"));
         command.args(["-chardev", &monitor, "-mon", "chardev=qmp,mode=control"]);
     }
 }

@@ -22,7 +22,7 @@ use std::{
     io::Write,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::fs::{MetadataExt, PermissionsExt},
+        unix::fs::{DirBuilderExt, MetadataExt},
     },
     path::PathBuf,
     sync::Arc,
@@ -32,6 +32,8 @@ use std::{
 /// For what takes a tenth of a second or a few on an idle host, and much longer on a busy one under emulation.
 const GUEST_PATIENCE: Duration = Duration::from_secs(90);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// In the machine's run directory, which is root's.
+const SOCKETS: &str = "vmm";
 /// The kernel's limit of a unix socket's path, less its final zero.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
@@ -217,7 +219,7 @@ impl Start<'_> {
         for dir in [&self.spec.dir, &self.spec.run_dir] {
             fs::create_dir_all(dir).map_err(|error| Problem::io(dir.display(), &error))?;
         }
-        let longest = self.spec.run_dir.join("control.sock");
+        let longest = self.sockets_dir().join("control.sock");
         if longest.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
             let what = format!("{} is longer than a unix socket's path may be", longest.display());
             return Err(Problem::new(Kind::Invalid, what, "choose a shorter --run-dir"));
@@ -250,13 +252,22 @@ impl Start<'_> {
         Ok(Some((uid, gid)))
     }
 
-    /// Gives the VMM the directory of its sockets, and nothing else: files reach it as descriptors.
-    fn own_run_dir(&self, user: Option<(u32, u32)>) -> Result<(), Problem> {
-        let run_dir = &self.spec.run_dir;
+    /// Where the VMM makes its sockets. It is the VMM's own, so nothing in it is opened by us but as a socket: a hostile
+    /// VMM could have put a link there.
+    fn sockets_dir(&self) -> PathBuf {
+        self.spec.run_dir.join(SOCKETS)
+    }
+
+    /// Makes the sockets' directory anew and gives it to the VMM; files reach the VMM as descriptors.
+    fn own_sockets_dir(&self, user: Option<(u32, u32)>) -> Result<(), Problem> {
+        let dir = self.sockets_dir();
         let uid = user.map(|(uid, _)| uid);
-        let private = fs::set_permissions(run_dir, fs::Permissions::from_mode(0o700));
-        let owned = private.and_then(|()| std::os::unix::fs::chown(run_dir, uid, uid));
-        owned.map_err(|error| Problem::io(run_dir.display(), &error))
+        let made = match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => fs::DirBuilder::new().mode(0o700).create(&dir),
+        };
+        let owned = made.and_then(|()| std::os::unix::fs::lchown(&dir, uid, uid));
+        owned.map_err(|error| Problem::io(dir.display(), &error))
     }
 
     /// Starts the VMM. It waits at its monitor until it is reached.
@@ -270,13 +281,13 @@ impl Start<'_> {
         let (driver, spec) = (self.driver, self.spec);
         let descriptors =
             Descriptors { lock_fd: lock.as_raw_fd(), tap_fd: tap.as_raw_fd(), memory_fd: memory.as_raw_fd() };
-        for name in [STARTED, "vmm.pid", "qmp.sock", "control.sock", "console.log"] {
+        for name in [STARTED, "vmm.pid", "vmm.log", "console.log"] {
             drop(fs::remove_file(spec.run_dir.join(name)));
         }
         note_descriptors(&spec.run_dir, &descriptors)?;
         let user = self.user()?;
-        self.own_run_dir(user)?;
-        let files = Files::open(&driver.settings.guest_dir, spec)?;
+        self.own_sockets_dir(user)?;
+        let files = Files::open(&driver.settings.guest_dir, spec, &self.sockets_dir())?;
         let plan = Plan {
             program: &driver.settings.qemu_binary,
             accelerator: driver.accelerator,
@@ -310,7 +321,7 @@ impl Start<'_> {
         socket: &str,
         connect: impl Fn(PathBuf) -> F,
     ) -> Result<T, Problem> {
-        let path = self.spec.run_dir.join(socket);
+        let path = self.sockets_dir().join(socket);
         let start = Instant::now();
         loop {
             let problem = match connect(path.clone()).await {

@@ -109,7 +109,6 @@ impl World {
     pub fn settings(&self) -> NetSettings {
         NetSettings {
             instance: self.id.clone(),
-            run_dir: self.dir.clone(),
             wireguard: if in_kernel() { WireGuardKind::Kernel } else { WireGuardKind::Userspace },
             upstream_dns: vec![SocketAddr::from((SERVER, 53))],
         }
