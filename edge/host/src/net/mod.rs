@@ -217,8 +217,8 @@ fn check_host() -> Result<(), Problem> {
     nft.map(drop).map_err(|e| firewall::missing(&e))
 }
 
-/// The lock lies where the namespaces lie, not in the daemon's own directory: two daemons of one instance would take each
-/// other's networks away, wherever they keep their files.
+/// The lock lies where the namespaces lie, not in the daemon's own directory: two daemons of one instance
+/// would take each other's networks away, wherever they keep their files.
 fn lock(instance: &Instance) -> Result<File, Problem> {
     let path = Path::new("/run").join(format!("cloudpal-net-{instance}.lock"));
     let file = File::create(&path).map_err(|e| Problem::io(path.display(), &e))?;

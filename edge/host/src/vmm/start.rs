@@ -252,8 +252,8 @@ impl Start<'_> {
         Ok(Some((uid, gid)))
     }
 
-    /// Where the VMM makes its sockets. It is the VMM's own, so nothing in it is opened by us but as a socket: a hostile
-    /// VMM could have put a link there.
+    /// Where the VMM makes its sockets. It is the VMM's own, so nothing in it is opened by us but as a socket:
+    /// a hostile VMM could have put a link there.
     fn sockets_dir(&self) -> PathBuf {
         self.spec.run_dir.join(SOCKETS)
     }
