@@ -98,6 +98,7 @@ impl Daemon {
             Box::new(move |effect, facts| dispatcher.carry(effect, facts)),
         ));
         tokio::spawn(sampling::activity(machines.clone(), net.clone(), brain.clone()));
+        tokio::spawn(sampling::firewall(net.clone()));
         tokio::spawn(sampling::logs(machines.clone(), places.clone()));
         tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
         Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net }))

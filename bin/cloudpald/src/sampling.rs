@@ -1,5 +1,5 @@
-//! What must be looked at regularly: how busy the awake machines are, where the devices were last seen, and how
-//! much the guests have written.
+//! What must be looked at regularly: how busy the awake machines are, where the devices were last seen, how much the
+//! guests have written, and whether the firewall is still there.
 
 use crate::{brain::Brain, daemon::Places, machines::Machines, networks::Networks};
 use cloudpal_control::event::Event;
@@ -15,6 +15,9 @@ const ENDPOINTS_EVERY: Duration = Duration::from_secs(2);
 
 /// What a guest can write in between is a few hundred megabytes at the very worst.
 const LOGS_EVERY: Duration = Duration::from_secs(1);
+
+/// Listing one table takes a few milliseconds; the host is open for at most this long.
+const FIREWALL_EVERY: Duration = Duration::from_secs(5);
 
 pub async fn activity(machines: Arc<Machines>, net: Arc<NetHost>, brain: Brain) {
     let mut ticks = tokio::time::interval(ACTIVITY_EVERY);
@@ -55,6 +58,20 @@ pub async fn logs(machines: Arc<Machines>, places: Places) {
             if let Ok(Err(error)) = bounded {
                 tracing::warn!(%machine, %error, "the machine's log could not be cut");
             }
+        }
+    }
+}
+
+/// The host's firewall belongs to its operator too, who may flush it.
+pub async fn firewall(net: Arc<NetHost>) {
+    let mut ticks = tokio::time::interval(FIREWALL_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match net.keep_host_rules().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("somebody flushed the host's firewall; our rules are in force again"),
+            Err(problem) => tracing::error!(%problem, "the host's firewall is not as wanted"),
         }
     }
 }

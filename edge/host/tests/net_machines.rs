@@ -201,3 +201,16 @@ fn cpu_ticks() -> u64 {
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
     fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
 }
+
+#[test]
+fn a_flushed_firewall_is_put_back() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    assert!(!runtime.block_on(net.keep_host_rules()).unwrap(), "it is there from the start");
+    let before = inside(&world.host, "nft list ruleset");
+    inside(&world.host, "nft flush ruleset");
+    assert!(runtime.block_on(net.keep_host_rules()).unwrap());
+    assert_eq!(inside(&world.host, "nft list ruleset"), before);
+    assert!(!runtime.block_on(net.keep_host_rules()).unwrap());
+}

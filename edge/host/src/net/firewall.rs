@@ -31,6 +31,17 @@ pub async fn apply(namespace: Option<Arc<Namespace>>, text: String) -> Result<()
     ))
 }
 
+/// Whether the daemon's own namespace has this table.
+pub async fn has_table(name: String) -> Result<bool, Problem> {
+    let listed = tokio::task::spawn_blocking(move || {
+        let mut nft = Command::new("nft");
+        nft.args(["list", "table", "inet", &name]).stdin(Stdio::null());
+        nft.stdout(Stdio::null()).stderr(Stdio::null()).status()
+    });
+    let status = listed.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    status.map(|status| status.success()).map_err(|e| missing(&e))
+}
+
 /// The problem when nft cannot be started.
 pub fn missing(error: &io::Error) -> Problem {
     Problem::new(

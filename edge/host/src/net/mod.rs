@@ -104,6 +104,16 @@ impl NetHost {
         self.explanation.clone()
     }
 
+    /// Puts the host's rules back if somebody flushed them, as Debian's nftables.service does when it is reloaded:
+    /// without them apps could reach the host's services. Says whether it had to.
+    pub async fn keep_host_rules(&self) -> Result<bool, Problem> {
+        if firewall::has_table(self.instance.host_table()).await? {
+            return Ok(false);
+        }
+        firewall::apply(None, ruleset::host_rules(&self.instance)).await?;
+        Ok(true)
+    }
+
     /// Makes the tenant's network match the plan.
     pub async fn apply(&self, plan: &NetPlan) -> Result<(), Problem> {
         let link = TenantLink::new(&self.instance, plan.tenant)?;
