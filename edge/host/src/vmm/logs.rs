@@ -17,15 +17,22 @@ const CONSOLE_BYTES: u64 = 1 << 20;
 
 /// Cuts what has grown too long: the log moves to `log.1`, the console is emptied.
 pub fn keep_bounded(dir: &Path, run_dir: &Path) -> io::Result<()> {
-    let log = dir.join("log");
-    if longer(&log, LOG_BYTES)? {
-        let copy = dir.join("log.1.new");
-        fs::copy(&log, &copy).inspect_err(|_| drop(fs::remove_file(&copy)))?;
-        fs::rename(&copy, dir.join("log.1"))?;
-        empty(&log)?;
-    }
     let console = run_dir.join("console.log");
-    if longer(&console, CONSOLE_BYTES)? { empty(&console) } else { Ok(()) }
+    if longer(&console, CONSOLE_BYTES)? {
+        empty(&console)?;
+    }
+    let log = dir.join("log");
+    if !longer(&log, LOG_BYTES)? {
+        return Ok(());
+    }
+    let copy = dir.join("log.1.new");
+    let kept = fs::copy(&log, &copy).and_then(|_| fs::rename(&copy, dir.join("log.1")));
+    if kept.is_err() {
+        drop(fs::remove_file(&copy));
+    }
+    // On a full disk, too: above all on a full disk.
+    empty(&log)?;
+    kept
 }
 
 fn longer(path: &Path, bytes: u64) -> io::Result<bool> {

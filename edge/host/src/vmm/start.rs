@@ -61,6 +61,11 @@ impl Drop for Guard {
     fn drop(&mut self) {
         if self.1 {
             self.0.signal(Signal::KILL);
+            // Somebody must wait for it, or it stays as a zombie.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                let process = self.0.clone();
+                runtime.spawn(async move { process.ended().await });
+            }
         }
     }
 }
