@@ -23,7 +23,7 @@ use cloudpal_host::{
     vmm::{Accel, QemuDriver, QemuSettings},
 };
 use cloudpal_model::{Kind, MachineId, Problem};
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Where each machine's files are.
 #[derive(Clone)]
@@ -125,8 +125,8 @@ impl Dispatcher {
         match effect {
             Effect::ApplyNet { plan } => self.networks.apply(*plan),
             Effect::RemoveNet { tenant } => self.networks.remove(tenant),
-            Effect::ImportImage { operation, source, argv_given } => {
-                self.imports.start(operation, source, argv_given);
+            Effect::ImportImage { operation, app, source, argv_given } => {
+                self.imports.start(operation, &app, source, argv_given);
             }
             Effect::WatchTap { machine } => self.machines.watch_tap(machine),
             Effect::Machine { machine, command } => match facts {
@@ -134,11 +134,14 @@ impl Dispatcher {
                 None => tracing::error!(%machine, ?command, "a command for a machine that does not exist"),
             },
             Effect::RemoveMachine { machine } => {
-                let (machines, places, brain) =
-                    (self.machines.clone(), self.places.clone(), self.brain.clone());
+                let (machines, places) = (self.machines.clone(), self.places.clone());
+                let (brain, imports) = (self.brain.clone(), self.imports.clone());
                 tokio::spawn(async move {
                     remove_machine(&machines, &places, machine).await;
                     brain.event(Event::MachineRemoved { machine });
+                    if let Err(problem) = imports.collect().await {
+                        tracing::warn!(%problem, "images that no app uses could not be removed");
+                    }
                 });
             }
         }
@@ -163,18 +166,28 @@ impl Dispatcher {
     }
 }
 
+/// Between two tries to delete a removed app's files.
+const FIRST_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(600);
+
+/// Ends only when nothing is left of the machine: its owner was told that its data is gone.
 async fn remove_machine(machines: &Machines, places: &Places, machine: MachineId) {
     if let Some(vm) = machines.remove(machine) {
         vm.kill().await;
         vm.exited().await;
     }
     for dir in [places.machine_dir(machine), places.machine_run_dir(machine)] {
-        match tokio::fs::remove_dir_all(&dir).await {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => {
-                tracing::warn!(dir = %dir.display(), error = %e, "a removed app's files could not be deleted")
+        let mut pause = FIRST_REMOVAL_PAUSE;
+        loop {
+            match tokio::fs::remove_dir_all(&dir).await {
+                Ok(()) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => break,
+                Err(e) => {
+                    tracing::warn!(dir = %dir.display(), error = %e, "a removed app's files cannot be deleted yet");
+                }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_REMOVAL_PAUSE);
         }
     }
 }

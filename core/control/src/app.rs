@@ -50,12 +50,11 @@ impl<S: Store> Engine<S> {
         let operation = draft.operation.id;
         draft.operation.state =
             OperationState::Running { stage: "waiting".to_owned(), done_bytes: 0, total_bytes: 0 };
-        let (source, argv_given) = (manifest.image.clone(), !manifest.argv.is_empty());
         let install = InstallRecord { operation, machine, tenant: tenant_id, name, slot, manifest };
         draft.put(records::INSTALL, operation.0, &install)?;
         self.commit(draft)?;
+        self.effects.extend(self.household.import(&install));
         self.household.installs.insert(operation, install);
-        self.effects.push(crate::effect::Effect::ImportImage { operation, source, argv_given });
         Ok(Accepted::Started { operation, machine })
     }
 

@@ -174,9 +174,7 @@ impl<S: Store> Engine<S> {
     /// Imports that a restart cut short are begun again; other operations cannot be, and end.
     fn resume_installs(&mut self, now: Now) {
         for install in self.household.installs.values() {
-            let source = install.manifest.image.clone();
-            let argv_given = !install.manifest.argv.is_empty();
-            self.effects.push(Effect::ImportImage { operation: install.operation, source, argv_given });
+            self.effects.extend(self.household.import(install));
         }
         let running =
             self.operations.values().filter(|op| matches!(op.state, OperationState::Running { .. }));

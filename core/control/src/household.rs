@@ -3,6 +3,7 @@
 //! Invariant: it says what the store says, plus what can be found out again (the machines' states, the network's).
 
 use crate::{
+    effect::{AppKey, Effect},
     event::Image,
     records::{AppRecord, DeviceRecord, InstallRecord, TenantRecord},
     request::AppManifest,
@@ -118,6 +119,17 @@ pub fn ports(manifest: &AppManifest, image: Option<&Image>) -> Vec<u16> {
 }
 
 impl Household {
+    /// What begins an installation; `None`: its tenant is gone.
+    pub fn import(&self, install: &InstallRecord) -> Option<Effect> {
+        let tenant = self.tenants.get(&install.tenant)?.record.name.clone();
+        Some(Effect::ImportImage {
+            operation: install.operation,
+            app: AppKey { tenant, name: install.name.clone() },
+            source: install.manifest.image.clone(),
+            argv_given: !install.manifest.argv.is_empty(),
+        })
+    }
+
     pub fn tenant(&self, name: &Name) -> Result<&Tenant, Problem> {
         self.tenants.values().find(|tenant| tenant.record.name == *name).ok_or_else(|| {
             let mend = "`cloudpal tenant list` shows those that exist";

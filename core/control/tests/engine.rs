@@ -366,6 +366,25 @@ fn a_network_that_fails_is_tried_again_with_growing_pauses_and_its_trouble_is_sh
 }
 
 #[test]
+fn a_change_is_pending_until_a_plan_that_holds_it_was_applied() {
+    let mut engine = open(&Disk::default()).unwrap();
+    ask(&mut engine, tenant_add("ada")).unwrap();
+    let pending = |engine: &Engine<Disk>| engine.view().tenants[0].network_pending;
+    let applied = |engine: &mut Engine<Disk>, second| {
+        engine.event(at(second), Event::NetApplied { tenant: TenantId(1) });
+    };
+    applied(&mut engine, 1);
+    assert!(!pending(&engine));
+    ask(&mut engine, Request::DeviceAdd { tenant: name("ada"), name: name("phone"), exit: false }).unwrap();
+    // While the plan with the phone is under way, the phone is revoked.
+    ask(&mut engine, Request::DeviceRevoke { tenant: name("ada"), name: name("phone") }).unwrap();
+    applied(&mut engine, 2);
+    assert!(pending(&engine), "the plan that was applied still has the phone");
+    applied(&mut engine, 3);
+    assert!(!pending(&engine));
+}
+
+#[test]
 fn a_stopped_and_a_killed_machine_stay_so_after_a_restart_and_the_kill_is_in_the_log() {
     let disk = Disk::default();
     let mut engine = lived_in(&disk);
