@@ -51,7 +51,7 @@ pub fn household(apps: usize) -> Result<SleepingHousehold, Problem> {
         let request = Request::AppInstall {
             tenant,
             name: name(format!("app-{app}")),
-            app: AppManifest::new("oci:app"),
+            app: AppManifest::new("oci:/app"),
         };
         household.engine.request(now, "sim", request, &mut |bytes| random.fill(bytes))?;
         household.serve(now);

@@ -105,7 +105,7 @@ pub struct Install {
     #[arg(long, value_name = "SIZE", value_parser = units::mib)]
     memory: Option<u32>,
     /// Virtual CPUs of the machine [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: Option<u32>,
     /// Size of the writable disk, which is sparse [default: 8GiB]
     #[arg(long, value_name = "SIZE", value_parser = units::mib)]

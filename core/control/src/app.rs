@@ -13,7 +13,10 @@ use crate::{
     settings::{DISK_MIB, IDLE_TIMEOUT_MS, MAX_APPS, MEMORY_MIB, VCPUS},
     view::OperationState,
 };
-use cloudpal_compute::life::{Input, Machine, Origin, State};
+use cloudpal_compute::{
+    image::{ImageError, Reference},
+    life::{Input, Machine, Origin, State},
+};
 use cloudpal_model::{
     Kind, MachineId, Name, Now, OperationId, Problem,
     store::{Change, Store},
@@ -219,10 +222,7 @@ impl<S: Store> Engine<S> {
 
 fn check_manifest(app: &AppManifest) -> Result<(), Problem> {
     let invalid = |what: String, mend: &str| Err(Problem::new(Kind::Invalid, what, mend));
-    if app.image.is_empty() || app.image.len() > MAX_SOURCE_BYTES || app.image.chars().any(char::is_control) {
-        let mend = "name it like `oci:DIR:TAG`, `oci-archive:FILE`, `docker-archive:FILE` or `docker://HOST/NAME:TAG`";
-        return invalid("the image's source is empty, too long or has control characters".to_owned(), mend);
-    }
+    check_source(&app.image)?;
     in_range("memory", "MiB", &app.memory_mib, &MEMORY_MIB)?;
     in_range("number of CPUs", "", &app.vcpus, &VCPUS)?;
     in_range("disk", "MiB", &app.disk_mib, &DISK_MIB)?;
@@ -247,6 +247,28 @@ fn check_manifest(app: &AppManifest) -> Result<(), Problem> {
         return invalid("0 is not a TCP port".to_owned(), "give a port from 1 to 65535");
     }
     Ok(())
+}
+
+fn check_source(source: &str) -> Result<(), Problem> {
+    if source.len() > MAX_SOURCE_BYTES {
+        let what = format!("the image's source is longer than {MAX_SOURCE_BYTES} bytes");
+        return Err(Problem::new(Kind::Invalid, what, "give the image a shorter path or name"));
+    }
+    let reference: Reference = source.parse().map_err(|error: ImageError| {
+        let mend = "name it like `oci:DIR:TAG`, `oci-archive:FILE`, `docker-archive:FILE` or `docker://HOST/NAME:TAG`";
+        Problem::new(Kind::Invalid, error.to_string(), mend)
+    })?;
+    match reference.path() {
+        Some(path) if path.is_relative() => {
+            let what = format!("the image's path {:?} does not begin with /", path.display().to_string());
+            Err(Problem::new(
+                Kind::Invalid,
+                what,
+                "give the whole path: the daemon's own directory is nobody's",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn in_range<T: PartialOrd + Display>(

@@ -100,7 +100,7 @@ fn device_add(device: &str) -> Request {
 }
 
 fn app_install(app: &str) -> Request {
-    Request::AppInstall { tenant: name("ada"), name: name(app), app: AppManifest::new("oci:calendar") }
+    Request::AppInstall { tenant: name("ada"), name: name(app), app: AppManifest::new("oci:/calendar") }
 }
 
 fn image() -> Image {
@@ -411,7 +411,7 @@ fn a_stopped_and_a_killed_machine_stay_so_after_a_restart_and_the_kill_is_in_the
 fn what_cannot_be_is_refused_with_a_mend_and_not_logged() {
     let mut engine = lived_in(&Disk::default());
     let manifest = |change: &dyn Fn(&mut AppManifest)| {
-        let mut app = AppManifest::new("oci:x");
+        let mut app = AppManifest::new("oci:/x");
         change(&mut app);
         Request::AppInstall { tenant: name("ada"), name: name("new"), app }
     };
