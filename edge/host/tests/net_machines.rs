@@ -4,7 +4,7 @@ mod net_world;
 
 use cloudpal_host::net::{NetHost, NetSettings, WireGuardKind, namespace::Namespace};
 use cloudpal_model::Kind;
-use net_world::{World, household, inside};
+use net_world::{PATIENCE_S, World, household, inside};
 use std::{
     fs::File,
     io::Read,
@@ -22,7 +22,7 @@ fn a_packet_for_a_sleeping_machine_waits_and_is_counted_when_it_is_read() {
     runtime.block_on(net.apply(&plan)).unwrap();
     let mut phone = world.phone(1);
     phone.connect(&world, &plan, 0);
-    assert!(phone.pings_within(plan.subnets.server_v4(), 5.0).is_some());
+    assert!(phone.pings_within(plan.subnets.server_v4(), PATIENCE_S).is_some());
 
     let tap = net.tap(plan.machines[0].id).unwrap();
     let other = net.tap(plan.machines[1].id).unwrap();
