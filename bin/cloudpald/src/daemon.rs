@@ -10,7 +10,7 @@ use crate::{
     sampling,
     settings::{AccelChoice, Settings, WireGuardChoice},
 };
-use cloudpal_compute::driver::{Driver, MachineSpec};
+use cloudpal_compute::driver::{Driver, MachineSpec, Unikernel};
 use cloudpal_control::{
     effect::Effect,
     engine::{Engine, MachineFacts},
@@ -148,15 +148,20 @@ impl Dispatcher {
     }
 
     fn spec(&self, machine: MachineId, facts: MachineFacts) -> MachineSpec {
+        let stored = self.imports.stored(&facts.digest);
+        // Gone, it is a path that does not exist, and the driver says so.
+        let missing = || self.places.missing_image(&facts.digest);
+        let unikernel = facts.command_line.map(|command_line| {
+            let (kernel, initrd, disk) =
+                stored.clone().map_or((None, None, None), |image| (image.kernel, image.initrd, image.disk));
+            Unikernel { kernel: kernel.unwrap_or_else(missing), initrd, disk, command_line }
+        });
         MachineSpec {
             id: machine,
             dir: self.places.machine_dir(machine),
             run_dir: self.places.machine_run_dir(machine),
-            // Gone, it is a path that does not exist, and the driver says so.
-            rootfs: self
-                .imports
-                .rootfs(&facts.digest)
-                .unwrap_or_else(|| self.places.missing_image(&facts.digest)),
+            rootfs: stored.map_or_else(missing, |image| image.rootfs),
+            unikernel,
             memory_mib: facts.memory_mib,
             vcpus: facts.vcpus,
             disk_mib: facts.disk_mib,

@@ -7,11 +7,10 @@ use cloudpal_control::{
     event::{Event, Image},
     view::View,
 };
-use cloudpal_host::image::{Credentials, ImageStore, Stage};
+use cloudpal_host::image::{Credentials, ImageStore, Stage, StoredImage};
 use cloudpal_model::{Kind, OperationId, Problem};
 use std::{
     collections::HashMap,
-    path::PathBuf,
     sync::{Arc, Mutex},
 };
 use tokio::sync::RwLock;
@@ -64,9 +63,9 @@ impl Imports {
         Ok(())
     }
 
-    /// The root file system of an image that was imported; `None` if somebody took it away.
-    pub fn rootfs(&self, digest: &str) -> Option<PathBuf> {
-        Some(self.store.get(&digest.parse().ok()?)?.rootfs)
+    /// An image that was imported; `None` if somebody took it away.
+    pub fn stored(&self, digest: &str) -> Option<StoredImage> {
+        self.store.get(&digest.parse().ok()?)
     }
 
     pub fn start(&self, operation: OperationId, app: &AppKey, source: String, argv_given: bool) {
@@ -90,6 +89,7 @@ impl Imports {
                             digest: stored.digest.to_string(),
                             config: stored.config,
                             rootfs_bytes: stored.rootfs_bytes,
+                            has_kernel: stored.kernel.is_some(),
                         };
                         Event::ImageReady { operation, image }
                     }

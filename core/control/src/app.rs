@@ -9,7 +9,7 @@ use crate::{
     household::{self, App},
     operations::Draft,
     records::{self, AppRecord, InstallRecord, WantedRecord},
-    request::{Accepted, AppManifest},
+    request::{Accepted, AppKind, AppManifest},
     settings::{DISK_MIB, IDLE_TIMEOUT_MS, MAX_APPS, MEMORY_MIB, VCPUS},
     view::OperationState,
 };
@@ -79,7 +79,13 @@ impl<S: Store> Engine<S> {
         // An installation that was called off meanwhile.
         let Some(install) = self.household.installs.get(&id).cloned() else { return Ok(()) };
         let Some(mut operation) = self.operations.get(&id).cloned() else { return Ok(()) };
-        if household::process(&install.manifest, &image).argv.is_empty() {
+        let unikernel = install.manifest.kind == AppKind::Unikernel;
+        if unikernel && !image.has_kernel {
+            let what = format!("the image {} brings no kernel", install.manifest.image);
+            let mend = "a unikernel's image has its kernel at /unikraft/bin/kernel or /kernel";
+            return Err(Problem::new(Kind::BadImage, what, mend));
+        }
+        if !unikernel && household::process(&install.manifest, &image).argv.is_empty() {
             let what =
                 format!("the image {} has neither an entrypoint nor a command", install.manifest.image);
             let mend = "say what to run when installing it, or add an ENTRYPOINT to the image";

@@ -8,7 +8,7 @@ use cloudpal_control::{
     effect::Effect,
     engine::{Engine, Settings},
     event::{Event, Image},
-    request::{Accepted, AppManifest, Request},
+    request::{Accepted, AppKind, AppManifest, Request},
     view::OperationState,
 };
 use cloudpal_model::{
@@ -107,7 +107,7 @@ fn image() -> Image {
     let entrypoint = vec!["/bin/radicale".to_owned()];
     let env = vec!["PATH=/bin".to_owned(), "A=image".to_owned()];
     let config = ImageConfig { entrypoint, env, exposed_tcp_ports: vec![5232], ..ImageConfig::default() };
-    Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 7 }
+    Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 7, has_kernel: false }
 }
 
 /// A tenant, a device and an app, whose network is applied.
@@ -363,6 +363,37 @@ fn a_network_that_fails_is_tried_again_with_growing_pauses_and_its_trouble_is_sh
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
     engine.event(at(second), Event::NetApplied { tenant: TenantId(1) });
     assert_eq!(engine.view().tenants[0].network_trouble, "");
+}
+
+#[test]
+fn a_unikernel_gets_its_addresses_on_the_command_line_and_must_bring_a_kernel() {
+    let mut engine = open(&Disk::default()).unwrap();
+    ask(&mut engine, tenant_add("ada")).unwrap();
+    for has_kernel in [false, true] {
+        let app = AppManifest {
+            kind: AppKind::Unikernel,
+            argv: vec![
+                "netdev.ip={ipv4}/32:{gateway_ipv4}".to_owned(),
+                "--".to_owned(),
+                "{hostname}".to_owned(),
+            ],
+            ..AppManifest::new("oci:/web")
+        };
+        let install = Request::AppInstall { tenant: name("ada"), name: name("web"), app };
+        let Accepted::Started { operation, machine } = ask(&mut engine, install).unwrap() else { panic!() };
+        engine.event(at(1), Event::ImageReady { operation, image: Image { has_kernel, ..image() } });
+        let facts = engine.facts(machine);
+        if has_kernel {
+            let facts = facts.unwrap();
+            let ipv4 = facts.guest.network.ipv4;
+            assert_eq!(facts.command_line.unwrap(), format!("netdev.ip={ipv4}/32:169.254.0.1 -- web"));
+        } else {
+            assert_eq!(facts, None);
+            let failed = engine.operation(operation).unwrap().state;
+            let OperationState::Failed { problem } = failed else { panic!("{failed:?}") };
+            assert!(problem.to_string().contains("/unikraft/bin/kernel"), "{problem}");
+        }
+    }
 }
 
 #[test]
