@@ -127,6 +127,10 @@ fn tenant_quiet() -> String {
     )
 }
 
+/// Connections that one tenant may have through the host at a time: its table is for all tenants together (Linux' default
+/// is 262,144 on a host with much memory), and a household needs some hundreds.
+pub const TENANT_CONNECTIONS: u32 = 4096;
+
 /// The host's namespace knows each tenant by the address of its link alone.
 fn tenant_translation() -> String {
     format!(
@@ -170,9 +174,16 @@ pub fn host_rules(instance: &Instance) -> String {
 		oifname "{veths}" drop
 	}}
 
+	set tenants {{
+		type ifname
+		size 65535
+		flags dynamic
+	}}
+
 	chain leaving {{
 		oifname "{veths}" drop
 		ct state invalid drop
+		ct state new add @tenants {{ iifname ct count over {TENANT_CONNECTIONS} }} drop
 		ip saddr != {links4} drop
 		ip6 saddr != {links6} drop
 		ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 169.254.0.0/16, 168.63.129.16 }} drop

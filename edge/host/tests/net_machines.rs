@@ -203,6 +203,17 @@ fn cpu_ticks() -> u64 {
 }
 
 #[test]
+fn a_second_instance_in_one_namespace_is_refused() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    inside(&world.host, "ip link add other_1 type veth peer name other_2 && ip addr add 198.18.0.2/31 dev other_1");
+    let refused = runtime.block_on(NetHost::start(world.settings()));
+    let problem = refused.err().expect("the links of two instances would be one");
+    assert_eq!(problem.kind, Kind::Taken);
+    assert!(problem.what.contains("other_1") && problem.what.contains("198.18.0.2"), "{problem}");
+}
+
+#[test]
 fn a_flushed_firewall_is_put_back() {
     let Some(world) = World::make() else { return };
     let runtime = world.runtime();

@@ -4,7 +4,11 @@ mod net_world;
 
 use cloudpal_host::net::NetHost;
 use cloudpal_model::Kind;
-use cloudpal_net::{link::TenantLink, plan::NetPlan, ruleset::EXIT_PORTS};
+use cloudpal_net::{
+    link::TenantLink,
+    plan::NetPlan,
+    ruleset::{EXIT_PORTS, TENANT_CONNECTIONS},
+};
 use net_world::{HOST, HOST_V6, PATIENCE_S, Phone, SERVER, SERVER_V6, World, household, in_kernel, inside};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
@@ -292,6 +296,19 @@ fn the_exit_uses_only_reserved_ports_and_only_who_may() {
         assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, at));
     }
     assert!(phone.pings(SERVER, 20) && phone.pings(SERVER_V6, 20));
+
+    // One tenant cannot fill the host's table of connections.
+    let flood = phone.namespace.run(|| UdpSocket::bind((v4, 0))).unwrap().unwrap();
+    for port in 10_000..10_000 + TENANT_CONNECTIONS as u16 + 1000 {
+        flood.send_to(b"x", (SERVER, port)).unwrap();
+        if port % 64 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let count = inside(&world.host, "cat /proc/sys/net/netfilter/nf_conntrack_count");
+    let count: u32 = count.trim().parse().unwrap();
+    assert!((1000..=TENANT_CONNECTIONS + 50).contains(&count), "{count} connections");
 
     // What the host itself offers stays closed, also on the tenant's own link to it.
     let listener = world.host.run(|| std::net::TcpListener::bind(("0.0.0.0", 7777))).unwrap().unwrap();
