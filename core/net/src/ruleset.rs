@@ -127,8 +127,8 @@ fn tenant_quiet() -> String {
     )
 }
 
-/// Connections that one tenant may have through the host at a time: its table is for all tenants together (Linux' default
-/// is 262,144 on a host with much memory), and a household needs some hundreds.
+/// Connections that one tenant may have through the host at a time: the host's table is for all tenants together
+/// (262,144 entries on a host with much memory), and a household needs some hundreds.
 pub const TENANT_CONNECTIONS: u32 = 4096;
 
 /// The host's namespace knows each tenant by the address of its link alone.
