@@ -15,6 +15,9 @@ use std::ops::RangeInclusive;
 /// (those start at [`crate::plan::FIRST_LISTEN_PORT`]).
 pub const EXIT_PORTS: RangeInclusive<u16> = 40_000..=50_999;
 
+/// Where the tenant's server replicates data with the tenant's devices (TCP): the port that Hypercore's peers know.
+pub const DATA_PORT: u16 = 49_737;
+
 /// The rules of a tenant's own namespace.
 pub fn tenant_rules(plan: &NetPlan) -> String {
     let devices = &plan.devices;
@@ -57,7 +60,7 @@ fn tenant_guard() -> String {
     )
 }
 
-/// The namespace itself offers names and echoes to the overlay, and nothing to the outside.
+/// The namespace itself offers names and echoes to the overlay, data to devices, and nothing to the outside.
 fn tenant_input(subnets: &Subnets) -> String {
     let (v4, v6) = subnets.server();
     format!(
@@ -73,6 +76,8 @@ fn tenant_input(subnets: &Subnets) -> String {
 	chain offered {{
 		ip daddr {v4} meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip6 daddr {v6} meta l4proto {{ tcp, udp }} th dport 53 accept
+		iifname "{WIREGUARD}" ip daddr {v4} tcp dport {DATA_PORT} accept
+		iifname "{WIREGUARD}" ip6 daddr {v6} tcp dport {DATA_PORT} accept
 		icmp type echo-request accept
 		icmpv6 type echo-request accept
 	}}

@@ -206,7 +206,10 @@ fn cpu_ticks() -> u64 {
 fn a_second_instance_in_one_namespace_is_refused() {
     let Some(world) = World::make() else { return };
     let runtime = world.runtime();
-    inside(&world.host, "ip link add other_1 type veth peer name other_2 && ip addr add 198.18.0.2/31 dev other_1");
+    inside(
+        &world.host,
+        "ip link add other_1 type veth peer name other_2 && ip addr add 198.18.0.2/31 dev other_1",
+    );
     let refused = runtime.block_on(NetHost::start(world.settings()));
     let problem = refused.err().expect("the links of two instances would be one");
     assert_eq!(problem.kind, Kind::Taken);

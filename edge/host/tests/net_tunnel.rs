@@ -3,11 +3,11 @@
 mod net_world;
 
 use cloudpal_host::net::NetHost;
-use cloudpal_model::Kind;
+use cloudpal_model::{Kind, TenantId};
 use cloudpal_net::{
     link::TenantLink,
     plan::NetPlan,
-    ruleset::{EXIT_PORTS, TENANT_CONNECTIONS},
+    ruleset::{DATA_PORT, EXIT_PORTS, TENANT_CONNECTIONS},
 };
 use net_world::{HOST, HOST_V6, PATIENCE_S, Phone, SERVER, SERVER_V6, World, household, in_kernel, inside};
 use std::{
@@ -48,6 +48,17 @@ fn a_phone_shakes_hands_and_resolves_names() {
         phone.sh(&format!("dig +short +time=2 @{v6} phone0.home1.pal A")),
         plan.devices[0].v4.to_string()
     );
+
+    // Devices, and nobody else, reach what the tenant's server offers them.
+    let connects = |phone: &Phone, at: &str| {
+        phone.succeeds(&format!("timeout 5 bash -c 'echo > /dev/tcp/{at}/{DATA_PORT}'"))
+    };
+    assert!(!connects(&phone, &server.to_string()), "nobody listens yet");
+    let listening = runtime.block_on(net.listen(plan.tenant, &plan.subnets, DATA_PORT)).unwrap();
+    assert!(listening.is_some());
+    assert!(connects(&phone, &server.to_string()) && connects(&phone, &v6.to_string()));
+    let nobody = runtime.block_on(net.listen(TenantId(99), &plan.subnets, DATA_PORT)).unwrap();
+    assert!(nobody.is_none());
 
     let peers = runtime.block_on(net.peers(plan.tenant));
     assert_eq!(peers.len(), 1);

@@ -22,7 +22,7 @@ use cloudpal_model::{Kind, MachineId, Problem, TenantId};
 use cloudpal_net::{
     link::{self, TenantLink},
     names::Instance,
-    plan::{NetPlan, PeerStatus},
+    plan::{NetPlan, PeerStatus, Subnets},
     ruleset,
 };
 use links::Links;
@@ -40,7 +40,7 @@ use std::{
 use tap::Tap;
 use taps::Taps;
 use tenant::{Shared, Tenant};
-use tokio::sync::Mutex;
+use tokio::{net::TcpListener, sync::Mutex};
 
 /// How the network of this daemon is to be.
 #[derive(Clone, Debug)]
@@ -183,6 +183,20 @@ impl NetHost {
                 tenant.stop().await;
             }
         }
+    }
+
+    /// Listens at the tenant's server addresses; `None` when the tenant has no network yet.
+    pub async fn listen(
+        &self,
+        tenant: TenantId,
+        subnets: &Subnets,
+        port: u16,
+    ) -> Result<Option<[TcpListener; 2]>, Problem> {
+        let slot = self.slot(tenant).await;
+        let slot = slot.lock().await;
+        let Some(known) = &*slot else { return Ok(None) };
+        let (v4, v6) = subnets.server();
+        known.listen([(v4, port).into(), (v6, port).into()]).map(Some)
     }
 
     /// What WireGuard knows of the tenant's devices; nothing when the tenant has no network.
