@@ -6,6 +6,7 @@
 
 mod app;
 mod client;
+mod data;
 mod device;
 mod host;
 mod machine;
@@ -17,6 +18,11 @@ mod tenant;
 
 pub use app::{App, AppInstall, AppKind, AppList, LogQuery, Manifest};
 pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV};
+pub use data::{
+    BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataKind, DataList, DataPeer, DataPeerAdd,
+    DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, Entry, EntryList, EntryQuery, File,
+    FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery,
+};
 pub use device::{Device, DeviceAdd, DeviceAdded, DeviceList};
 pub use host::{Check, Doctor, Status};
 pub use machine::{Exec, ExecOutput, Machine, MachineList};

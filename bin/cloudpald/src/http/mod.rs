@@ -6,6 +6,7 @@
 mod apps;
 mod backend;
 mod caller;
+mod data_backend;
 mod devices;
 mod host;
 mod log;
@@ -19,6 +20,7 @@ pub use backend::Backend;
 pub use caller::Caller;
 pub use cloudpal_api::Check;
 pub use cloudpal_host::image::Credentials;
+pub use data_backend::{Content, DataBackend, Part, Pieces};
 
 use axum::{Extension, Router, body::Bytes, extract::DefaultBodyLimit};
 use std::{io, sync::Arc};
