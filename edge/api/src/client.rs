@@ -4,13 +4,17 @@
 //! is always `Kind::Unavailable`, with the way to start it. Path segments need no escaping, for every `Name` is a DNS
 //! label. Not to be called from inside an async runtime: each call blocks its thread.
 
+mod data;
+
+pub use data::{Sink, check_key};
+
 use crate::{
     Accepted, App, AppInstall, AppList, Device, DeviceAdd, DeviceAdded, DeviceList, Doctor, Exec, ExecOutput,
     LogQuery, Machine, MachineList, Operation, OperationList, OperationQuery, ProblemBody, Status, Tenant,
     TenantAdd, TenantList,
 };
 use cloudpal_model::{Kind, Name, OperationId, Problem};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, combinators::BoxBody};
 use hyper::{
     Method, Request, Response,
     body::{Bytes, Incoming},
@@ -164,7 +168,8 @@ impl Client {
             path.push_str(&format!("&tail_bytes={tail_bytes}"));
         }
         self.runtime.block_on(async {
-            let response = limited(CALL_TIMEOUT, &path, self.send(Method::GET, &path, Bytes::new())).await?;
+            let response =
+                limited(CALL_TIMEOUT, &path, self.send(Method::GET, &path, whole(Bytes::new()))).await?;
             if !response.status().is_success() {
                 return Err(limited(CALL_TIMEOUT, &path, refusal(response)).await?);
             }
@@ -221,7 +226,8 @@ impl Client {
         timeout: Duration,
     ) -> Result<T, Problem> {
         self.runtime.block_on(limited(timeout, path, async {
-            let response = self.send(method, path, body).await?;
+            let json = !body.is_empty();
+            let response = self.send_as(method, path, whole(body), json).await?;
             if !response.status().is_success() {
                 return Err(refusal(response).await?);
             }
@@ -231,7 +237,22 @@ impl Client {
     }
 
     /// One connection per request: a unix socket costs nothing, and no connection goes stale.
-    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Problem> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: BoxBody<Bytes, io::Error>,
+    ) -> Result<Response<Incoming>, Problem> {
+        self.send_as(method, path, body, false).await
+    }
+
+    async fn send_as(
+        &self,
+        method: Method,
+        path: &str,
+        body: BoxBody<Bytes, io::Error>,
+        json: bool,
+    ) -> Result<Response<Incoming>, Problem> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(path, &error))?;
@@ -242,10 +263,10 @@ impl Client {
             .uri(path)
             .header(header::HOST, "cloudpal")
             .header(header::CONNECTION, "close");
-        if !body.is_empty() {
+        if json {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(body)).map_err(|error| {
+        let request = request.body(body).map_err(|error| {
             Problem::new(Kind::Internal, format!("making the request {path}: {error}"), "report it as a bug")
         })?;
         sender.send_request(request).await.map_err(|error| broken(path, &error))
@@ -265,6 +286,10 @@ impl Client {
         };
         Problem::new(Kind::Unavailable, what, mend)
     }
+}
+
+fn whole(body: Bytes) -> BoxBody<Bytes, io::Error> {
+    Full::new(body).map_err(|never| match never {}).boxed()
 }
 
 async fn limited<T>(

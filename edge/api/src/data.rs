@@ -156,6 +156,15 @@ pub enum BlockCut {
     Clear { start: u64, end: u64 },
 }
 
+/// As it was when it had this version; absent: as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct VersionQuery {
+    #[serde(default)]
+    pub version: Option<u64>,
+}
+
 /// Which entries of a bee or trie, and of which version.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -213,17 +222,15 @@ pub struct HistoryQuery {
     pub limit: Option<u32>,
 }
 
-/// Which file, and of which version.
+/// How a file is written.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct FileQuery {
-    #[serde(default)]
-    pub version: Option<u64>,
-    /// For a write: the file may be executed.
+    /// The file may be executed.
     #[serde(default)]
     pub executable: bool,
-    /// For a write: a symbolic link to this, and the body is empty.
+    /// A symbolic link to this, and the body is empty.
     #[serde(default)]
     pub link: Option<String>,
 }

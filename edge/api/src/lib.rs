@@ -17,11 +17,11 @@ mod secret;
 mod tenant;
 
 pub use app::{App, AppInstall, AppKind, AppList, LogQuery, Manifest};
-pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV};
+pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Sink, check_key};
 pub use data::{
     BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataKind, DataList, DataPeer, DataPeerAdd,
     DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, Entry, EntryList, EntryQuery, File,
-    FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery,
+    FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery, VersionQuery,
 };
 pub use device::{Device, DeviceAdd, DeviceAdded, DeviceList};
 pub use host::{Check, Doctor, Status};

@@ -13,7 +13,7 @@ use cloudpal_net::plan::PeerStatus;
 use std::path::PathBuf;
 
 #[async_trait]
-pub trait Backend: Send + Sync {
+pub trait Backend: super::DataBackend + Send + Sync {
     /// Every change but [`Backend::app_install`]. `actor` goes into the operation log.
     async fn request(&self, actor: &str, request: Request) -> Result<Accepted, Problem>;
 

@@ -23,17 +23,23 @@ pub type Part = (u64, Option<u64>);
 #[async_trait]
 pub trait DataBackend: Send + Sync {
     async fn data_list(&self, tenant: &Name) -> Result<api::DataList, Problem>;
-    async fn data_add(&self, tenant: &Name, add: api::DataAdd) -> Result<api::Data, Problem>;
+    async fn data_add(&self, actor: &str, tenant: &Name, add: api::DataAdd) -> Result<api::Data, Problem>;
     async fn data_show(&self, tenant: &Name, name: &Name) -> Result<api::Data, Problem>;
     /// With all that only it needs: its space is given back.
-    async fn data_remove(&self, tenant: &Name, name: &Name) -> Result<(), Problem>;
-    async fn data_quota(&self, tenant: &Name, quota: api::DataQuota) -> Result<(), Problem>;
+    async fn data_remove(&self, actor: &str, tenant: &Name, name: &Name) -> Result<(), Problem>;
+    async fn data_quota(&self, actor: &str, tenant: &Name, quota: api::DataQuota) -> Result<(), Problem>;
     async fn data_compact(&self, tenant: &Name) -> Result<api::DataCompacted, Problem>;
     async fn data_share(&self, tenant: &Name, name: &Name) -> Result<api::DataShare, Problem>;
     async fn data_verify(&self, tenant: &Name, name: &Name) -> Result<api::DataVerified, Problem>;
     async fn data_peers(&self, tenant: &Name, name: &Name) -> Result<api::DataPeerList, Problem>;
     /// Connects, and stays connected, also after a restart.
-    async fn data_peer_add(&self, tenant: &Name, name: &Name, peer: api::DataPeerAdd) -> Result<(), Problem>;
+    async fn data_peer_add(
+        &self,
+        actor: &str,
+        tenant: &Name,
+        name: &Name,
+        peer: api::DataPeerAdd,
+    ) -> Result<(), Problem>;
 
     /// Appends one block, or each line of the body as one.
     async fn core_append(

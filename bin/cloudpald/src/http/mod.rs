@@ -6,6 +6,7 @@
 mod apps;
 mod backend;
 mod caller;
+mod data;
 mod data_backend;
 mod devices;
 mod host;
@@ -52,6 +53,7 @@ fn described() -> (Router<Daemon>, utoipa::openapi::OpenApi) {
         .merge(apps::routes())
         .merge(machines::routes())
         .merge(operations::routes())
+        .merge(data::routes())
         .split_for_parts();
     describe_problems(&mut api);
     (router, api)
