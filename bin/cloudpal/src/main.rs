@@ -5,6 +5,7 @@
 
 mod app;
 mod completions;
+mod data;
 mod device;
 mod exit;
 mod host;
@@ -62,6 +63,21 @@ enum Noun {
     /// What an app wrote to stdout and stderr
     #[command(after_help = logs::HELP)]
     Logs(logs::Args),
+    /// A tenant's append-only logs, signed and replicated (Hypercore)
+    #[command(subcommand)]
+    Core(data::core::Verb),
+    /// A tenant's sorted key-value stores, with their history (Hyperbee)
+    #[command(subcommand)]
+    Bee(data::bee::Verb),
+    /// A tenant's files and folders, with their history, on all devices (Hyperdrive)
+    #[command(subcommand)]
+    Drive(data::drive::Verb),
+    /// A tenant's key-value stores by paths (Hypertrie)
+    #[command(subcommand)]
+    Trie(data::trie::Verb),
+    /// All of a tenant's data: what it takes, and its limit
+    #[command(subcommand)]
+    Data(data::Verb),
     /// The log of every change: who, what, when, and how it went
     #[command(subcommand)]
     Operation(operation::Verb),
@@ -92,6 +108,11 @@ fn run(cli: Cli, screen: &Screen) -> Result<ExitCode, Problem> {
         Noun::Status => host::status(&client, screen),
         Noun::Doctor => host::doctor(&client, screen),
         Noun::Logs(args) => logs::run(args, &client, screen),
+        Noun::Core(verb) => data::core::run(verb, &client, screen),
+        Noun::Bee(verb) => data::bee::run(verb, &client, screen),
+        Noun::Drive(verb) => data::drive::run(verb, &client, screen),
+        Noun::Trie(verb) => data::trie::run(verb, &client, screen),
+        Noun::Data(verb) => data::run(verb, &client, screen),
         Noun::Operation(verb) => operation::run(verb, &client, screen),
         Noun::Completions(args) => completions::run(args),
     }
