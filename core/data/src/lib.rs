@@ -19,6 +19,7 @@ pub mod mux;
 pub mod proof;
 pub mod signature;
 pub mod storage;
+pub mod stream;
 pub mod tree;
 pub mod wire;
 
