@@ -17,6 +17,7 @@ mod error;
 pub mod manifest;
 pub mod mux;
 pub mod proof;
+pub mod replication;
 pub mod signature;
 pub mod storage;
 pub mod stream;
