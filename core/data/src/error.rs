@@ -33,6 +33,9 @@ pub enum DataError {
     NotWritable,
     #[error("block {index} is beyond the end, {length}")]
     OutOfBounds { index: u64, length: u64 },
+    /// The core has it, but not here: download it, then call again.
+    #[error("block {index} is not here")]
+    NotHere { index: u64 },
     #[error("{0}: more than this engine takes")]
     TooLarge(&'static str),
     #[error("the stored core is damaged at byte {offset}: {what}")]
@@ -54,6 +57,7 @@ impl From<DataError> for Problem {
             DataError::BadRequest(_) | DataError::OutOfBounds { .. } => {
                 (Kind::Invalid, "ask for what is below the core's length")
             }
+            DataError::NotHere { .. } => (Kind::Unavailable, "download it from a peer, then try again"),
             DataError::TooLarge(_) => (Kind::Invalid, "split it into smaller blocks or batches"),
             DataError::NotWritable => (Kind::Refused, "write on the host that has the key pair"),
             DataError::Damaged { .. } => (Kind::Internal, "restore the core from a peer, and check the disk"),

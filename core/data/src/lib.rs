@@ -14,6 +14,7 @@ pub mod crypto;
 pub mod encoding;
 pub mod encryption;
 mod error;
+pub mod feed;
 pub mod manifest;
 pub mod mux;
 pub mod proof;
