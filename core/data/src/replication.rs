@@ -397,9 +397,12 @@ impl Replication {
     pub fn deadline_ms(&self) -> Option<u64> {
         let streams = self.connections.values().filter_map(|connection| connection.stream.deadline_ms());
         let peers = self.cores.values().flat_map(|state| state.peers.values());
-        let asked = peers.filter(|peer| !peer.asked.is_empty());
-        let requests = asked.map(|peer| peer.progress_ms + self.options.request_timeout_ms);
-        streams.chain(requests).min()
+        let times = peers.flat_map(|peer| {
+            let asked = !peer.asked.is_empty();
+            let late = asked.then_some(peer.progress_ms + self.options.request_timeout_ms);
+            late.into_iter().chain((peer.slow_until_ms > 0).then_some(peer.slow_until_ms))
+        });
+        streams.chain(times).min()
     }
 
     /// Lets time pass: keep-alives, handshakes and requests that take too long.
@@ -423,6 +426,12 @@ impl Replication {
     fn time_out_requests(&mut self, now_ms: u64) {
         let timeout_ms = self.options.request_timeout_ms;
         for (core, state) in &mut self.cores {
+            for peer in state.peers.values_mut() {
+                if peer.slow_until_ms > 0 && now_ms >= peer.slow_until_ms {
+                    peer.slow_until_ms = 0;
+                    self.touched.insert(*core);
+                }
+            }
             let late = state
                 .peers
                 .iter()
@@ -432,6 +441,7 @@ impl Replication {
                 let requests = state.release_all(id);
                 let Some(peer) = state.peers.get_mut(&id) else { continue };
                 peer.slow_until_ms = now_ms + timeout_ms;
+                peer.answered = 0;
                 let Some(connection) = self.connections.get_mut(&id) else { continue };
                 for request in requests {
                     // A stream that fails here fails again, and is ended, when it is next written.

@@ -12,6 +12,9 @@ const WANT: u64 = 1 << 21;
 /// As many as it answers at once.
 const MAX_WANTS: usize = 4;
 const MIN_WINDOW: u64 = 16;
+/// So many requests to begin with, and one more for each answer: a peer that is slow, or new, does not get all the
+/// work while others wait for some.
+const FIRST_WINDOW: u64 = 32;
 
 /// Sends requests of one core to one peer.
 pub(super) struct Asking<'a> {
@@ -120,7 +123,9 @@ impl CoreState {
         options: &Options,
     ) -> Result<(), Refusal> {
         let shown = replica.shown();
-        let window = window(shown, options);
+        let most = window(shown, options);
+        let answered = self.peers.get(&asking.id).map_or(0, |peer| peer.answered);
+        let window = usize::try_from(FIRST_WINDOW + answered).map_or(most, |window| window.min(most));
         while let Some(peer) = self.peers.get(&asking.id).filter(|peer| peer.asked.len() < window) {
             let Some(index) = self.next_block(peer, shown, replica) else { break };
             let Some(peer) = self.peers.get_mut(&asking.id) else { break };

@@ -45,6 +45,8 @@ pub(super) struct Peer {
     pub asked: BTreeMap<u64, Asked>,
     /// When it last answered, or was asked with nothing under way.
     pub progress_ms: u64,
+    /// How many requests it has answered since it last failed to: the more, the more it is asked at once.
+    pub answered: u64,
     /// It let a request time out: asked no more until then.
     pub slow_until_ms: u64,
     pub to_answer: VecDeque<ToAnswer>,

@@ -178,6 +178,7 @@ impl Replication {
                 let Some(asked) = peer.asked.remove(&request) else { return Ok(()) };
                 peer.progress_ms = now_ms;
                 peer.refused += 1;
+                peer.answered = 0;
                 if let Some(block) = asked.wanted.block {
                     peer.bits.drop_range(block.index, 1);
                 }
@@ -233,6 +234,7 @@ impl Replication {
         let Some(asked) = peer.asked.remove(&data.request) else { return Ok(()) };
         peer.progress_ms = now_ms;
         peer.refused = 0;
+        peer.answered += 1;
         self.touched.insert(core);
         let shown = replica.shown();
         if data.proof.fork != asked.fork {
