@@ -8,7 +8,9 @@
 //! From the ground up: [`encoding`], [`crypto`], [`manifest`], [`signature`], [`tree`], [`proof`],
 //! [`encryption`], [`storage`], [`core`]; beside them [`mux`] and
 //! [`wire`], the messages of replication.
+//! On a [`feed`]: [`bee`].
 
+pub mod bee;
 pub mod core;
 pub mod crypto;
 pub mod encoding;
@@ -18,6 +20,7 @@ pub mod feed;
 pub mod manifest;
 pub mod mux;
 pub mod proof;
+mod protobuf;
 pub mod replication;
 pub mod signature;
 pub mod storage;
