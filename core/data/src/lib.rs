@@ -1,7 +1,7 @@
 //! Hypercore: an append-only log that its writer signs and any peer can check, as today's JavaScript peers
 //! speak it.
 //!
-//! Invariants: nothing here does IO but through [`storage::Storage`], reads a clock or draws randomness;
+//! Invariants: nothing here does IO but through [`storage::Disk`], reads a clock or draws randomness;
 //! bytes from outside cost work in proportion to their number, and are refused with a [`DataError`]; nothing
 //! counts as part of a core that was not proved.
 //!
@@ -24,6 +24,7 @@ mod protobuf;
 pub mod replication;
 pub mod signature;
 pub mod storage;
+pub mod store;
 pub mod stream;
 pub mod tree;
 pub mod wire;
