@@ -5,6 +5,7 @@
 
 use blake2::digest::{FixedOutput, Update, consts::U32};
 use blake2::{Blake2b, Blake2bMac, Digest};
+use curve25519_dalek::edwards::CompressedEdwardsY;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use std::{fmt, sync::LazyLock};
 
@@ -92,6 +93,17 @@ impl KeyPair {
 
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
+    }
+
+    /// The secret that only the holders of the two key pairs can compute: an Edwards point, as libsodium's
+    /// `crypto_scalarmult_ed25519` computes it. `None` where that one fails: `theirs` is no point of the prime
+    /// subgroup.
+    pub fn shared(&self, theirs: &PublicKey) -> Option<[u8; 32]> {
+        let point = CompressedEdwardsY(*theirs).decompress()?;
+        if point.is_small_order() || !point.is_torsion_free() || point.compress().0 != *theirs {
+            return None;
+        }
+        Some((point * self.key.to_scalar()).compress().0)
     }
 }
 

@@ -10,6 +10,8 @@ pub enum StorageError {
     Full,
     #[error("the storage holds fewer bytes than were asked for")]
     Short,
+    #[error("there is no such file")]
+    Missing,
     #[error("the storage failed: {0}")]
     Failed(String),
 }
@@ -33,10 +35,19 @@ pub enum DataError {
     NotWritable,
     #[error("block {index} is beyond the end, {length}")]
     OutOfBounds { index: u64, length: u64 },
+    /// The core has it, but not here: download it, then call again.
+    #[error("block {index} is not here")]
+    NotHere { index: u64 },
     #[error("{0}: more than this engine takes")]
     TooLarge(&'static str),
-    #[error("the stored core is damaged at byte {offset}: {what}")]
-    Damaged { offset: u64, what: &'static str },
+    #[error("the store is damaged, file {file:x}, byte {offset}: {what}")]
+    Damaged { file: u64, offset: u64, what: &'static str },
+    #[error("the store is sealed with another key, or its first file is damaged")]
+    WrongKey,
+    #[error("this store has no such core")]
+    NoSuchCore,
+    #[error("the core was cut below block {index} since this snapshot was taken")]
+    SnapshotLost { index: u64 },
     /// An earlier write failed half-way, so that what is on the disk is unknown.
     #[error("an earlier write failed, so the core takes no more until it is opened anew")]
     Poisoned,
@@ -54,9 +65,13 @@ impl From<DataError> for Problem {
             DataError::BadRequest(_) | DataError::OutOfBounds { .. } => {
                 (Kind::Invalid, "ask for what is below the core's length")
             }
+            DataError::NotHere { .. } => (Kind::Unavailable, "download it from a peer, then try again"),
             DataError::TooLarge(_) => (Kind::Invalid, "split it into smaller blocks or batches"),
             DataError::NotWritable => (Kind::Refused, "write on the host that has the key pair"),
             DataError::Damaged { .. } => (Kind::Internal, "restore the core from a peer, and check the disk"),
+            DataError::WrongKey => (Kind::Refused, "unlock it with the tenant's own key"),
+            DataError::NoSuchCore => (Kind::NotFound, "list the cores to see which there are"),
+            DataError::SnapshotLost { .. } => (Kind::Invalid, "take a new snapshot"),
             DataError::Poisoned => (Kind::Unavailable, "find out why the write failed, then open it anew"),
             DataError::Storage(StorageError::Full) => {
                 (Kind::DiskFull, "free some space on that disk, then try again; reads go on meanwhile")

@@ -4,6 +4,10 @@
 //! frames, or a channel is opened, refused or closed. Frames within a batch may be of any channel; a batch
 //! within a batch is refused, so work is bounded by the bytes.
 
+mod channels;
+
+pub use channels::{Arrived, Channels, MAX_CHANNELS};
+
 use crate::encoding::{Reader, Writer};
 use crate::error::DataError;
 
@@ -75,7 +79,7 @@ fn read<'a>(channel: u64, from: &mut Reader<'a>) -> Result<Option<Frame<'a>>, Da
 
 impl Frame<'_> {
     /// The channel in whose name it is sent, and what follows that.
-    fn parts(&self) -> (u64, Vec<u8>) {
+    pub(crate) fn parts(&self) -> (u64, Vec<u8>) {
         let mut to = Writer::default();
         let channel = match self {
             Frame::Open { channel, protocol, id, rest } => {

@@ -97,7 +97,13 @@ pub struct Data {
 
 impl Data {
     pub fn encode(&self) -> Vec<u8> {
-        let (proof, mut to) = (&self.proof, Writer::default());
+        let mut to = Writer::default();
+        self.write(&mut to);
+        to.bytes
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        let proof = &self.proof;
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         to.uint(
             flag(proof.block.is_some(), 1)
@@ -129,9 +135,8 @@ impl Data {
             to.buffer(&upgrade.signature);
         }
         if let Some(manifest) = &self.manifest {
-            manifest.write(&mut to);
+            manifest.write(to);
         }
-        to.bytes
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {

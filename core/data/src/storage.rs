@@ -1,63 +1,39 @@
-//! The one port to a disk: a row of bytes that grows at its end.
+//! The one port to a disk: a directory of numbered files, which who holds it has for itself alone.
 //!
-//! What was appended may be lost in a crash, wholly or in part and in any order, until `sync` has answered;
-//! after that it must be there. One file per core fits it, and so does a part of a log that many cores share.
-//! [`Memory`] is for tests and for cores that may be lost; [`Recording`] is for tests of crashes and full
+//! What was written may be lost in a crash, wholly or in part and in any order, until `sync` of that file has
+//! answered; that a file was made or removed, until `sync_names` has. After that it must be there.
+//! [`MemoryDisk`] is for tests and for what may be lost; [`RecordingDisk`] is for tests of crashes and of full
 //! disks.
 
+mod memory;
 mod recording;
 
 pub use crate::error::StorageError;
-pub use recording::{Operation, Recording};
+pub use memory::MemoryDisk;
+pub use recording::{Operation, RecordingDisk};
+use std::fmt;
 
-pub trait Storage {
-    fn len(&self) -> Result<u64, StorageError>;
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// The numbers of all files.
+    fn files(&self) -> Result<Vec<u64>, StorageError>;
 
-    fn is_empty(&self) -> Result<bool, StorageError> {
-        Ok(self.len()? == 0)
-    }
+    /// Makes an empty file. One of that number, if there is one, is emptied.
+    fn create(&self, file: u64) -> Result<(), StorageError>;
+
+    fn remove(&self, file: u64) -> Result<(), StorageError>;
+
+    fn len(&self, file: u64) -> Result<u64, StorageError>;
 
     /// Fills `to` with the bytes at `offset`.
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), StorageError>;
+    fn read(&self, file: u64, offset: u64, to: &mut [u8]) -> Result<(), StorageError>;
 
-    /// On failure any part of the bytes may have been appended.
-    fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError>;
+    /// Beyond the end the file grows. On failure any part of the bytes may have been written.
+    fn write(&self, file: u64, offset: u64, bytes: &[u8]) -> Result<(), StorageError>;
 
-    /// Cuts to the first `length` bytes.
-    fn truncate(&mut self, length: u64) -> Result<(), StorageError>;
+    /// Answers when all that was written to the file is on the disk. After a failure nothing is known of what
+    /// was written since the last success.
+    fn sync(&self, file: u64) -> Result<(), StorageError>;
 
-    /// Answers when all that was done is on the disk. After a failure nothing is known of what was done since
-    /// the last success.
-    fn sync(&mut self) -> Result<(), StorageError>;
-}
-
-#[derive(Clone, Debug, Default)]
-pub struct Memory {
-    pub bytes: Vec<u8>,
-}
-
-impl Storage for Memory {
-    fn len(&self) -> Result<u64, StorageError> {
-        Ok(self.bytes.len() as u64)
-    }
-
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), StorageError> {
-        let from = usize::try_from(offset).ok().and_then(|offset| self.bytes.get(offset..)?.get(..to.len()));
-        to.copy_from_slice(from.ok_or(StorageError::Short)?);
-        Ok(())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn truncate(&mut self, length: u64) -> Result<(), StorageError> {
-        self.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), StorageError> {
-        Ok(())
-    }
+    /// Answers when it is on the disk which files there are.
+    fn sync_names(&self) -> Result<(), StorageError>;
 }

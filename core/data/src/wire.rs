@@ -112,6 +112,11 @@ impl Message {
 
     pub fn encode(&self) -> Vec<u8> {
         let mut to = Writer::default();
+        self.write(&mut to);
+        to.bytes
+    }
+
+    pub fn write(&self, to: &mut Writer) {
         match self {
             Message::Sync(sync) => {
                 to.uint(flags(&[
@@ -143,7 +148,7 @@ impl Message {
                 }
             }
             Message::Cancel { request } => to.uint(*request),
-            Message::Data(data) => return data.encode(),
+            Message::Data(data) => data.write(to),
             Message::NoData { request, reason } => {
                 to.uint(*request);
                 to.uint(flags(&[*reason != 0]));
@@ -174,7 +179,6 @@ impl Message {
                 to.raw(message);
             }
         }
-        to.bytes
     }
 
     /// `None` is a kind that we do not know, and that is to be ignored.

@@ -3,17 +3,19 @@
 
 mod golden_kit;
 
-use cloudpal_data::core::{Core, Durability};
+use cloudpal_data::core::{Durability, Open};
 use cloudpal_data::crypto::PublicKey;
 use cloudpal_data::manifest::{Manifest, Signer};
 use cloudpal_data::proof::{Data, Request, UpgradeWanted, Wanted};
 use cloudpal_data::signature::Verifier;
-use cloudpal_data::storage::Memory;
+use cloudpal_data::storage::MemoryDisk;
+use cloudpal_data::store::{Options, RootKey, Store};
 use golden_kit::{block, bytes, list, number, pair};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 fn golden_dir() -> Option<PathBuf> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden");
@@ -51,7 +53,9 @@ fn judged(dir: &PathBuf, key: &PublicKey, messages: &[Vec<u8>]) -> Value {
 
 /// A core of `length` blocks that grows in two steps: the messages that a peer asks for who follows it.
 fn messages_of(verifier: &Verifier, length: u64) -> Vec<Vec<u8>> {
-    let mut core = Core::open(Memory::default(), verifier.clone(), Some(pair(1))).unwrap();
+    let disk = Arc::new(MemoryDisk::default());
+    let store = Store::open(disk, RootKey([1; 32]), [2; 32], Options::default()).unwrap();
+    let core = store.core(&Open::verifier(verifier).with_pair(pair(1))).unwrap();
     let (mut messages, mut known) = (Vec::new(), 0);
     for until in [length / 3, length] {
         let blocks: Vec<Vec<u8>> = (known..until).map(|n| block(n, (n * 37) % 101)).collect();

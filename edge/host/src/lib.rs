@@ -2,6 +2,7 @@
 //!
 //! Invariant: `unsafe` stays in the modules that say `#![allow(unsafe_code)]`, one reason per use.
 
+pub mod data;
 pub mod disk;
 pub mod image;
 pub mod net;

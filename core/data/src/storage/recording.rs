@@ -1,116 +1,210 @@
-//! A storage that remembers every operation, so that a test can ask what a crash may have left of them, and
-//! that fails on command.
+//! A disk that remembers every operation, so that a test can ask what a crash may have left of them, and that
+//! fails on command.
 
-use super::{Memory, Storage, StorageError};
+use super::{Disk, MemoryDisk, StorageError, memory};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    Append(Vec<u8>),
-    Truncate(u64),
-    Sync,
+    Create(u64),
+    Remove(u64),
+    Write { file: u64, offset: u64, bytes: Vec<u8> },
+    Sync(u64),
+    SyncNames,
 }
 
+type Files = BTreeMap<u64, Vec<u8>>;
+
+/// A clone is the same disk.
 #[derive(Clone, Debug, Default)]
-pub struct Recording {
-    disk: Memory,
-    started_with: Vec<u8>,
-    operations: Vec<Operation>,
-    /// The disk takes this many bytes more. A larger append leaves a part.
-    pub room: Option<usize>,
-    pub syncs_fail: bool,
-    pub truncations_fail: bool,
+pub struct RecordingDisk {
+    disk: MemoryDisk,
+    state: Arc<Mutex<State>>,
 }
 
-impl Recording {
-    pub fn on(disk: Memory) -> Self {
-        Recording { started_with: disk.bytes.clone(), disk, ..Recording::default() }
+#[derive(Debug, Default)]
+struct State {
+    started_with: Files,
+    operations: Vec<Operation>,
+    room: Option<usize>,
+    syncs_fail: bool,
+}
+
+impl RecordingDisk {
+    pub fn on(disk: &MemoryDisk) -> Self {
+        let state = State { started_with: disk.image(), ..State::default() };
+        RecordingDisk { disk: MemoryDisk::of(disk.image()), state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk takes this many bytes more. A larger write leaves a part.
+    pub fn set_room(&self, room: Option<usize>) {
+        self.lock().room = room;
+    }
+
+    pub fn fail_syncs(&self, fail: bool) {
+        self.lock().syncs_fail = fail;
+    }
+
+    pub fn disk(&self) -> MemoryDisk {
+        MemoryDisk::of(self.disk.image())
     }
 
     /// How many operations there were.
     pub fn count(&self) -> usize {
-        self.operations.len()
+        self.lock().operations.len()
     }
 
-    /// What the disk may hold if the machine lost its power after the first `count` operations. What came
-    /// before the last sync among them is there. Of the rest: all, nothing, the last one torn at several
-    /// places or with zeros in its place, each single one lost though later ones are there.
-    pub fn after_crash(&self, count: usize) -> Vec<Memory> {
-        let done = &self.operations[..count];
-        let synced = done.iter().rposition(|operation| *operation == Operation::Sync).map_or(0, |at| at + 1);
-        let (durable, pending) = done.split_at(synced);
-        let base = apply(Memory { bytes: self.started_with.clone() }, durable);
-        let mut images = vec![base.clone(), apply(base.clone(), pending)];
-        for (at, operation) in pending.iter().enumerate() {
-            let Operation::Append(bytes) = operation else { continue };
-            for put in [vec![0; bytes.len()], zeroed_from(bytes, bytes.len() / 2), zeroed_until(bytes)] {
-                let mut changed = pending.to_vec();
-                changed[at] = Operation::Append(put);
-                images.push(apply(base.clone(), &changed));
+    pub fn operations(&self) -> Vec<Operation> {
+        self.lock().operations.clone()
+    }
+
+    /// What the disk may hold if the machine lost its power after the first `count` operations. What was synced
+    /// by then is there. Of the rest: all, nothing, the last write torn at several places, each single write
+    /// lost or half lost though later ones are there, and each file that was made or removed.
+    pub fn after_crash(&self, count: usize) -> Vec<MemoryDisk> {
+        let state = self.lock();
+        let done = &state.operations[..count];
+        let pending: Vec<bool> = (0..count).map(|at| is_pending(done, at)).collect();
+        let image = |change: &dyn Fn(usize, &Operation) -> Option<Operation>| {
+            let mut files = state.started_with.clone();
+            for (at, operation) in done.iter().enumerate() {
+                let kept = if pending[at] { change(at, operation) } else { Some(operation.clone()) };
+                kept.iter().for_each(|operation| apply(&mut files, operation));
             }
-        }
-        if let Some((Operation::Append(bytes), before)) = pending.split_last() {
-            let cuts = [1, 4, 15, 16, 17, bytes.len() / 2, bytes.len().saturating_sub(1)];
-            for cut in cuts.into_iter().filter(|cut| *cut < bytes.len()) {
-                let torn = apply(base.clone(), before);
-                images.push(apply(torn, &[Operation::Append(bytes[..cut].to_vec())]));
+            MemoryDisk::of(files)
+        };
+        let mut images = vec![
+            image(&|_, operation| Some(operation.clone())),
+            image(&|_, _| None),
+            image(&|_, operation| is_of_names(operation).then(|| operation.clone())),
+        ];
+        for lost in (0..count).filter(|at| pending[*at]) {
+            images.push(image(&|at, operation: &Operation| {
+                if at == lost { None } else { Some(operation.clone()) }
+            }));
+            let Operation::Write { bytes, .. } = &done[lost] else { continue };
+            let half = bytes.len() / 2;
+            for part in [0..half, half..bytes.len()] {
+                images.push(image(&|at, operation| {
+                    Some(if at == lost { zeroed(operation, &part) } else { operation.clone() })
+                }));
+            }
+            if lost + 1 < count {
+                continue;
+            }
+            for cut in
+                [1, 4, 8, 24, bytes.len().saturating_sub(1)].into_iter().filter(|cut| *cut < bytes.len())
+            {
+                images.push(image(&|at, operation| {
+                    Some(if at == lost { cut_to(operation, cut) } else { operation.clone() })
+                }));
             }
         }
         images
     }
 }
 
-fn zeroed_from(bytes: &[u8], from: usize) -> Vec<u8> {
-    let kept = bytes[..from].iter().copied();
-    kept.chain(std::iter::repeat(0)).take(bytes.len()).collect()
+fn is_of_names(operation: &Operation) -> bool {
+    matches!(operation, Operation::Create(_) | Operation::Remove(_))
 }
 
-/// The first half lost, the second there: sectors reach the disk in any order.
-fn zeroed_until(bytes: &[u8]) -> Vec<u8> {
-    let half = bytes.len() / 2;
-    std::iter::repeat_n(0, half).chain(bytes[half..].iter().copied()).collect()
+fn is_pending(done: &[Operation], at: usize) -> bool {
+    let after = &done[at + 1..];
+    match &done[at] {
+        Operation::Write { file, .. } => !after.contains(&Operation::Sync(*file)),
+        Operation::Create(_) | Operation::Remove(_) => !after.contains(&Operation::SyncNames),
+        Operation::Sync(_) | Operation::SyncNames => false,
+    }
 }
 
-fn apply(mut disk: Memory, operations: &[Operation]) -> Memory {
-    for operation in operations {
-        match operation {
-            Operation::Append(bytes) => disk.bytes.extend_from_slice(bytes),
-            Operation::Truncate(length) => disk.bytes.truncate(*length as usize),
-            Operation::Sync => {}
+/// Sectors reach the disk in any order: this part has not.
+fn zeroed(operation: &Operation, part: &std::ops::Range<usize>) -> Operation {
+    let mut changed = operation.clone();
+    if let Operation::Write { bytes, .. } = &mut changed {
+        bytes[part.clone()].fill(0);
+    }
+    changed
+}
+
+fn cut_to(operation: &Operation, length: usize) -> Operation {
+    let mut changed = operation.clone();
+    if let Operation::Write { bytes, .. } = &mut changed {
+        bytes.truncate(length);
+    }
+    changed
+}
+
+fn apply(files: &mut Files, operation: &Operation) {
+    match operation {
+        Operation::Create(file) => drop(files.insert(*file, Vec::new())),
+        Operation::Remove(file) => drop(files.remove(file)),
+        Operation::Write { file, offset, bytes } => {
+            // Of a file whose name is lost, nothing is there.
+            if let Some(to) = files.get_mut(file) {
+                memory::write(to, *offset, bytes);
+            }
         }
+        Operation::Sync(_) | Operation::SyncNames => {}
     }
-    disk
 }
 
-impl Storage for Recording {
-    fn len(&self) -> Result<u64, StorageError> {
-        self.disk.len()
+impl Disk for RecordingDisk {
+    fn files(&self) -> Result<Vec<u64>, StorageError> {
+        self.disk.files()
     }
 
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), StorageError> {
-        self.disk.read(offset, to)
+    fn create(&self, file: u64) -> Result<(), StorageError> {
+        let mut state = self.lock();
+        if state.room == Some(0) {
+            return Err(StorageError::Full);
+        }
+        state.operations.push(Operation::Create(file));
+        self.disk.create(file)
     }
 
-    fn append(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
-        let fits = self.room.map_or(bytes.len(), |room| room.min(bytes.len()));
-        self.room = self.room.map(|room| room - fits);
-        self.operations.push(Operation::Append(bytes[..fits].to_vec()));
-        self.disk.append(&bytes[..fits])?;
+    fn remove(&self, file: u64) -> Result<(), StorageError> {
+        self.lock().operations.push(Operation::Remove(file));
+        self.disk.remove(file)
+    }
+
+    fn len(&self, file: u64) -> Result<u64, StorageError> {
+        self.disk.len(file)
+    }
+
+    fn read(&self, file: u64, offset: u64, to: &mut [u8]) -> Result<(), StorageError> {
+        self.disk.read(file, offset, to)
+    }
+
+    fn write(&self, file: u64, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        let mut state = self.lock();
+        let fits = state.room.map_or(bytes.len(), |room| room.min(bytes.len()));
+        state.room = state.room.map(|room| room - fits);
+        let kept = &bytes[..fits];
+        state.operations.push(Operation::Write { file, offset, bytes: kept.to_vec() });
+        self.disk.write(file, offset, kept)?;
         if fits < bytes.len() { Err(StorageError::Full) } else { Ok(()) }
     }
 
-    fn truncate(&mut self, length: u64) -> Result<(), StorageError> {
-        if self.truncations_fail {
-            return Err(StorageError::Failed("no truncation today".to_owned()));
-        }
-        self.operations.push(Operation::Truncate(length));
-        self.disk.truncate(length)
-    }
-
-    fn sync(&mut self) -> Result<(), StorageError> {
-        if self.syncs_fail {
+    fn sync(&self, file: u64) -> Result<(), StorageError> {
+        let mut state = self.lock();
+        if state.syncs_fail {
             return Err(StorageError::Failed("no sync today".to_owned()));
         }
-        self.operations.push(Operation::Sync);
-        self.disk.sync()
+        state.operations.push(Operation::Sync(file));
+        self.disk.sync(file)
+    }
+
+    fn sync_names(&self) -> Result<(), StorageError> {
+        let mut state = self.lock();
+        if state.syncs_fail {
+            return Err(StorageError::Failed("no sync today".to_owned()));
+        }
+        state.operations.push(Operation::SyncNames);
+        Ok(())
     }
 }

@@ -1,0 +1,375 @@
+//! What comes: frames become messages, messages change what is known of the peer, data is proved and kept.
+
+use super::connection::{Connection, Lines};
+use super::peer::{Asked, Peer, ToAnswer};
+use super::{Event, Refusal, Replica, Replicas, Replication};
+use crate::error::DataError;
+use crate::mux::{self, Arrived, Frame};
+use crate::proof::{Data, Request};
+use crate::wire::{Message, PROTOCOL, Span, Sync};
+
+/// The JavaScript stack asks for at most 512 at once.
+const MAX_TO_ANSWER: usize = 4096;
+/// As the JavaScript stack.
+/// Of more single blocks than this that came since a peer last listened, it is not told.
+const MAX_TO_TELL: usize = 4096;
+const MAX_REFUSED: u32 = 32;
+const MAX_WANTS: usize = 8;
+const MAX_EXTENSION_NAME: usize = 256;
+
+impl Replication {
+    pub(super) fn read_all<C: Replicas>(
+        &mut self,
+        id: u64,
+        connection: &mut Connection,
+        now_ms: u64,
+        replicas: &mut C,
+    ) -> Result<(), Refusal> {
+        loop {
+            let Connection { stream, lines } = &mut *connection;
+            if lines.session.is_none()
+                && let Some(session) = stream.session()
+            {
+                lines.session = Some(session.clone());
+                self.events.push_back(Event::Connected { connection: id, remote: session.remote });
+                self.greet(id, lines);
+            }
+            let Some(message) = stream.next()? else { break };
+            for frame in mux::decode(message)? {
+                if let Some(arrived) = lines.channels.arrived(frame)? {
+                    self.arrived(id, lines, arrived, now_ms, replicas)?;
+                }
+            }
+        }
+        let Connection { stream, lines } = connection;
+        if lines.session.is_none()
+            && let Some(session) = stream.session()
+        {
+            lines.session = Some(session.clone());
+            self.events.push_back(Event::Connected { connection: id, remote: session.remote });
+            self.greet(id, lines);
+        }
+        Ok(())
+    }
+
+    /// Opens a channel for each core that is shared.
+    fn greet(&mut self, id: u64, lines: &mut Lines) {
+        for (core, state) in &mut self.cores {
+            if state.peers.contains_key(&id) || state.key == [0; 32] {
+                continue;
+            }
+            if let Some(channel) = lines.open(*core, &state.key, &state.discovery_key, None) {
+                state.peers.insert(id, Peer { channel, ..Peer::default() });
+            }
+        }
+    }
+
+    fn arrived<C: Replicas>(
+        &mut self,
+        id: u64,
+        lines: &mut Lines,
+        arrived: Arrived<'_>,
+        now_ms: u64,
+        replicas: &mut C,
+    ) -> Result<(), Refusal> {
+        match arrived {
+            Arrived::Offered { remote, protocol, id: name, handshake } => {
+                let core = self.offered(id, lines, protocol, name, replicas);
+                let Some(core) = core else {
+                    lines.outbox.control(&Frame::Reject { channel: remote });
+                    return Ok(());
+                };
+                let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+                if !lines.is_capable(&state.key, handshake) {
+                    return Err(Refusal::Capability);
+                }
+                let opened = lines.open(core, &state.key, &state.discovery_key, Some(remote));
+                if let Some(channel) = opened {
+                    state.peers.insert(id, Peer { channel, open: true, ..Peer::default() });
+                    self.opened(id, core);
+                }
+            }
+            Arrived::Opened { local, handshake } => {
+                let Some(core) = lines.cores.get(&local).copied() else { return Ok(()) };
+                let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+                if !lines.is_capable(&state.key, handshake) {
+                    return Err(Refusal::Capability);
+                }
+                if let Some(peer) = state.peers.get_mut(&id) {
+                    peer.open = true;
+                    self.opened(id, core);
+                }
+            }
+            Arrived::Closed { local, .. } => {
+                let Some(core) = lines.cores.remove(&local) else { return Ok(()) };
+                if let Some(state) = self.cores.get_mut(&core) {
+                    let was_open = state.peers.get(&id).is_some_and(|peer| peer.open);
+                    state.remove_peer(id);
+                    self.touched.insert(core);
+                    if was_open {
+                        self.events.push_back(Event::PeerRemoved { core, connection: id });
+                    }
+                }
+            }
+            Arrived::Message { local, kind, body } => {
+                let Some(core) = lines.cores.get(&local).copied() else { return Ok(()) };
+                if let Some(message) = Message::decode(kind, body)? {
+                    self.message(id, core, message, now_ms, lines, replicas)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, connection: u64, core: u64) {
+        self.touched.insert(core);
+        self.events.push_back(Event::PeerAdded { core, connection });
+    }
+
+    /// Which core the peer means, if it may have it.
+    fn offered<C: Replicas>(
+        &mut self,
+        id: u64,
+        lines: &Lines,
+        protocol: &str,
+        name: &[u8],
+        replicas: &mut C,
+    ) -> Option<u64> {
+        let discovery_key = name.try_into().ok().filter(|_| protocol == PROTOCOL)?;
+        let core = replicas.find(&discovery_key, lines.remote()?)?;
+        if self.cores.get(&core).is_some_and(|state| state.peers.contains_key(&id)) {
+            return None;
+        }
+        let key = replicas.replica(core)?.key();
+        let state = self.cores.entry(core).or_default();
+        (state.key, state.discovery_key) = (key, discovery_key);
+        Some(core)
+    }
+
+    fn message<C: Replicas>(
+        &mut self,
+        id: u64,
+        core: u64,
+        message: Message,
+        now_ms: u64,
+        lines: &mut Lines,
+        replicas: &mut C,
+    ) -> Result<(), Refusal> {
+        let Some(replica) = replicas.replica(core) else { return Ok(()) };
+        if let Message::Data(data) = message {
+            return self.data(id, core, *data, now_ms, replica);
+        }
+        let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+        let Some(peer) = state.peers.get_mut(&id) else { return Ok(()) };
+        match message {
+            Message::Sync(sync) => {
+                synced(peer, sync, replica.shown().fork);
+                self.touched.insert(core);
+            }
+            Message::Request { id: request, fork, wanted, manifest, .. } => {
+                if peer.to_answer.len() >= MAX_TO_ANSWER {
+                    return Err(Refusal::Flood("over 4096 requests at once"));
+                }
+                peer.to_answer.push_back(ToAnswer { id: request, fork, wanted, manifest });
+                lines.to_answer.insert(core);
+            }
+            Message::Cancel { request } => peer.to_answer.retain(|each| each.id != request),
+            Message::NoData { request, .. } => {
+                let Some(asked) = peer.asked.remove(&request) else { return Ok(()) };
+                peer.progress_ms = now_ms;
+                peer.refused += 1;
+                peer.answered = 0;
+                if let Some(block) = asked.wanted.block {
+                    peer.bits.drop_range(block.index, 1);
+                }
+                if peer.refused >= MAX_REFUSED {
+                    peer.refused = 0;
+                    peer.slow_until_ms = now_ms + self.options.request_timeout_ms;
+                }
+                state.release(id, request, &asked);
+                self.touched.insert(core);
+            }
+            Message::Want(span) => want(peer, lines, core, span),
+            Message::Unwant(span) => peer.their_wants.retain(|each| *each != span),
+            Message::Bitfield { start, words } => {
+                peer.bits.set_words(start, &words);
+                peer.look_again_from(start);
+                self.touched.insert(core);
+            }
+            Message::Range { drop, start, length } => {
+                if drop {
+                    peer.bits.drop_range(start, length);
+                } else {
+                    peer.bits.set_range(start, length);
+                    peer.look_again_from(start);
+                    self.touched.insert(core);
+                }
+            }
+            Message::Extension { name, message } => {
+                if name.len() > MAX_EXTENSION_NAME {
+                    return Err(DataError::Malformed("an extension with too long a name").into());
+                }
+                if !name.is_empty() {
+                    peer.last_extension_received = name;
+                }
+                let name = peer.last_extension_received.clone();
+                self.events.push_back(Event::Extension { core, connection: id, name, message });
+            }
+            Message::Data(_) => {}
+        }
+        Ok(())
+    }
+
+    fn data<R: Replica>(
+        &mut self,
+        id: u64,
+        core: u64,
+        data: Data,
+        now_ms: u64,
+        replica: &mut R,
+    ) -> Result<(), Refusal> {
+        let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+        let Some(peer) = state.peers.get_mut(&id) else { return Ok(()) };
+        // What was not asked for, or is asked for no more, is not looked at.
+        let Some(asked) = peer.asked.remove(&data.request) else { return Ok(()) };
+        peer.progress_ms = now_ms;
+        peer.refused = 0;
+        peer.answered += 1;
+        self.touched.insert(core);
+        let shown = replica.shown();
+        if data.proof.fork != asked.fork {
+            state.release(id, data.request, &asked);
+            return Ok(());
+        }
+        if !answers(&asked, &data) {
+            state.release(id, data.request, &asked);
+            return Err(DataError::BadProof("it is not what was asked for").into());
+        }
+        if asked.fork != shown.fork {
+            let outcome = self.fork_data(id, core, &asked, &data, replica);
+            if let Some(state) = self.cores.get_mut(&core) {
+                state.release(id, data.request, &asked);
+            }
+            return outcome;
+        }
+        let accepted = match is_empty(&data) {
+            true => Ok(()),
+            false => replica.accept(&data.proof, data.manifest.as_ref()),
+        };
+        let block = data.proof.block.as_ref().map(|block| block.index);
+        if let (Ok(()), Some(index)) = (&accepted, block) {
+            state.under_way.remove(&index);
+            for (other, peer) in &mut state.peers {
+                if *other != id && peer.open && peer.to_tell.len() < MAX_TO_TELL && !peer.bits.has(index) {
+                    peer.to_tell.push(index);
+                }
+            }
+        }
+        state.release(id, data.request, &asked);
+        match accepted {
+            Ok(()) => {
+                let after = replica.shown();
+                if after != shown {
+                    self.events.push_back(Event::Grown { core, fork: after.fork, length: after.length });
+                }
+                Ok(())
+            }
+            Err(error @ (DataError::Storage(_) | DataError::Poisoned | DataError::Damaged { .. })) => {
+                self.failed(core, error);
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn failed(&mut self, core: u64, error: DataError) {
+        if let Some(state) = self.cores.get_mut(&core) {
+            state.paused = true;
+        }
+        self.events.push_back(Event::Failed { core, error });
+    }
+
+    /// Tells of downloads and seeks that what has come has ended.
+    pub(super) fn check_waiting<C: Replicas>(&mut self, replicas: &mut C) {
+        for core in self.touched.clone() {
+            let Some(state) = self.cores.get_mut(&core) else { continue };
+            if state.downloads.is_empty() && state.seeks.is_empty() && state.gets.is_empty() {
+                continue;
+            }
+            let Some(replica) = replicas.replica(core) else { continue };
+            let length = replica.shown().length;
+            let events = &mut self.events;
+            state.gets.retain(|index| {
+                let here = replica.has(*index);
+                if here {
+                    events.push_back(Event::Block { core, index: *index });
+                }
+                !here
+            });
+            state.downloads.retain_mut(|download| {
+                let end = download.end.unwrap_or(u64::MAX).min(length);
+                download.start =
+                    replica.first_missing(download.start, end).unwrap_or(end.max(download.start));
+                let done = download.end.is_some_and(|end| download.start >= end);
+                if done {
+                    events.push_back(Event::Downloaded { core, download: download.id });
+                }
+                !done
+            });
+            state.seeks.retain(|seek| {
+                let found = super::ask::seek_range(replica, seek.bytes, seek.padding).is_none();
+                if found {
+                    events.push_back(Event::Sought { core, bytes: seek.bytes });
+                }
+                !found
+            });
+        }
+    }
+}
+
+/// An answer holds nothing that was not asked for.
+fn answers(asked: &Asked, data: &Data) -> bool {
+    let Request { block, hash, seek, upgrade } = &asked.wanted;
+    let proof = &data.proof;
+    let same = |theirs: Option<u64>, ours: Option<u64>| theirs.is_none() || theirs == ours;
+    same(proof.block.as_ref().map(|each| each.index), block.map(|each| each.index))
+        && same(proof.hash.as_ref().map(|each| each.index), hash.map(|each| each.index))
+        && same(proof.seek.as_ref().map(|each| each.bytes), seek.map(|each| each.bytes))
+        && (proof.upgrade.is_none() || upgrade.is_some())
+}
+
+fn is_empty(data: &Data) -> bool {
+    let proof = &data.proof;
+    data.manifest.is_none()
+        && proof.block.is_none()
+        && proof.hash.is_none()
+        && proof.seek.is_none()
+        && proof.upgrade.is_none()
+}
+
+fn synced(peer: &mut Peer, sync: Sync, fork: u64) {
+    let before = peer.remote.replace(sync);
+    if before.is_none_or(|before| before.fork != sync.fork) {
+        peer.manifest_asked = false;
+        peer.look_again_from(0);
+    }
+    if before.is_some_and(|before| before.fork != sync.fork || sync.length < before.length) {
+        // What it had beyond its new end it has no more.
+        peer.bits.drop_range(sync.length, u64::MAX);
+        if sync.fork == fork {
+            peer.look_again_from(sync.length);
+        }
+    }
+}
+
+fn want(peer: &mut Peer, lines: &mut Lines, core: u64, span: Span) {
+    if !peer.their_wants.contains(&span) {
+        if peer.their_wants.len() >= MAX_WANTS {
+            peer.their_wants.pop_front();
+        }
+        peer.their_wants.push_back(span);
+    }
+    peer.wants_to_answer.push_back(span);
+    peer.wants_to_answer.truncate(MAX_WANTS);
+    lines.attention.insert(core);
+}
