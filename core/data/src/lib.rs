@@ -8,11 +8,13 @@
 //! From the ground up: [`encoding`], [`crypto`], [`manifest`], [`signature`], [`tree`], [`proof`],
 //! [`encryption`], [`storage`], [`core`]; beside them [`mux`] and
 //! [`wire`], the messages of replication.
-//! On a [`feed`]: [`bee`].
+//! On a [`feed`]: [`bee`], [`blobs`], [`drive`].
 
 pub mod bee;
+pub mod blobs;
 pub mod core;
 pub mod crypto;
+pub mod drive;
 pub mod encoding;
 pub mod encryption;
 mod error;

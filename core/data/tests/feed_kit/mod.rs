@@ -3,11 +3,13 @@
 #![allow(dead_code)] // each test file uses its own part
 
 use cloudpal_data::DataError;
+use cloudpal_data::blobs::{ByteFeed, ClearFeed};
 use cloudpal_data::crypto;
 use cloudpal_data::feed::{Feed, FeedMut};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// Blocks in memory. Some may be missing, and appending may fail.
 #[derive(Clone, Debug, Default)]
@@ -99,4 +101,28 @@ pub fn assert_digest(name: &str, blocks: &[Vec<u8>], digest: &str) {
         assert_eq!(Some(hex(&crypto::hash(&[block])[..4]).as_str()), wanted, "{name}: block {at} is another");
     }
     assert_eq!(8 * blocks.len(), digest.len(), "{name}: another number of blocks");
+}
+
+impl ByteFeed for MemoryFeed {
+    fn byte_length(&self) -> u64 {
+        self.blocks.iter().map(|block| block.len() as u64).sum()
+    }
+
+    fn seek(&self, byte: u64) -> Result<(u64, u64), DataError> {
+        let mut rest = byte;
+        for (index, block) in self.blocks.iter().enumerate() {
+            if rest < block.len() as u64 {
+                return Ok((index as u64, rest));
+            }
+            rest -= block.len() as u64;
+        }
+        Err(DataError::BadRequest("a byte beyond the end"))
+    }
+}
+
+impl ClearFeed for MemoryFeed {
+    fn clear(&mut self, blocks: Range<u64>) -> Result<(), DataError> {
+        self.missing.borrow_mut().extend(blocks);
+        Ok(())
+    }
 }
