@@ -4,6 +4,7 @@
 
 use crate::{
     brain::{self, Brain, Clock},
+    data::DataHost,
     images::Imports,
     machines::Machines,
     networks::Networks,
@@ -60,6 +61,7 @@ pub struct Daemon {
     pub imports: Arc<Imports>,
     pub driver: Arc<dyn Driver>,
     pub net: Arc<NetHost>,
+    pub data: Arc<DataHost>,
 }
 
 impl Daemon {
@@ -84,12 +86,14 @@ impl Daemon {
         let machines = Arc::new(Machines::new(driver.clone(), net.clone(), brain.clone()));
         let networks = Arc::new(Networks::new(net.clone(), brain.clone()));
         let imports = Arc::new(Imports::new(images, brain.clone()));
+        let data = Arc::new(DataHost::new(&places.state_dir, net.clone(), brain.clone()));
         let dispatcher = Dispatcher {
             places: places.clone(),
             brain: brain.clone(),
             machines: machines.clone(),
             networks: networks.clone(),
             imports: imports.clone(),
+            data: data.clone(),
         };
         tokio::spawn(brain::run(
             engine,
@@ -101,12 +105,15 @@ impl Daemon {
         tokio::spawn(sampling::firewall(net.clone()));
         tokio::spawn(sampling::logs(machines.clone(), places.clone()));
         tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
-        Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net }))
+        let opening = data.clone();
+        tokio::spawn(async move { opening.open_all().await });
+        Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net, data }))
     }
 
     /// Puts the machines to sleep and ends the network. Namespaces and TAPs stay, for a quick start.
     pub async fn stop(&self) {
         self.machines.shutdown().await;
+        self.data.close().await;
         self.net.shutdown().await;
     }
 }
@@ -118,13 +125,18 @@ struct Dispatcher {
     machines: Arc<Machines>,
     networks: Arc<Networks>,
     imports: Arc<Imports>,
+    data: Arc<DataHost>,
 }
 
 impl Dispatcher {
     fn carry(&self, effect: Effect, facts: Option<MachineFacts>) {
         match effect {
             Effect::ApplyNet { plan } => self.networks.apply(*plan),
-            Effect::RemoveNet { tenant } => self.networks.remove(tenant),
+            Effect::RemoveNet { tenant } => {
+                self.networks.remove(tenant);
+                let data = self.data.clone();
+                tokio::spawn(async move { data.remove(tenant).await });
+            }
             Effect::ImportImage { operation, app, source, argv_given } => {
                 self.imports.start(operation, &app, source, argv_given);
             }

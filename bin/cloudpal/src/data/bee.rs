@@ -16,7 +16,7 @@ use std::process::ExitCode;
 #[derive(Args)]
 pub struct At {
     /// As it was when it had this version
-    #[arg(long = "at", value_name = "VERSION")]
+    #[arg(id = "at", long, value_name = "VERSION")]
     pub version: Option<u64>,
 }
 

@@ -36,11 +36,18 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 use tap::Tap;
 use taps::Taps;
 use tenant::{Shared, Tenant};
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Mutex,
+};
+
+/// A device that is there answers at once; one that sleeps takes a moment.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the network of this daemon is to be.
 #[derive(Clone, Debug)]
@@ -197,6 +204,28 @@ impl NetHost {
         let Some(known) = &*slot else { return Ok(None) };
         let (v4, v6) = subnets.server();
         known.listen([(v4, port).into(), (v6, port).into()]).map(Some)
+    }
+
+    /// Connects from inside the tenant's namespace.
+    pub async fn connect(&self, tenant: TenantId, to: SocketAddr) -> Result<TcpStream, Problem> {
+        let namespace = {
+            let slot = self.slot(tenant).await;
+            let slot = slot.lock().await;
+            slot.as_ref().map(Tenant::namespace)
+        };
+        let namespace = namespace.ok_or_else(|| {
+            let mend = "wait until the network is there; `cloudpal doctor` says what is wrong with it";
+            Problem::new(Kind::Unavailable, "the tenant has no network yet", mend)
+        })?;
+        let connect = move || {
+            namespace.run(|| std::net::TcpStream::connect_timeout(&to, CONNECT_TIMEOUT)).and_then(|done| done)
+        };
+        let place = |e: io::Error| Problem::io(format_args!("connecting to {to}"), &e);
+        let connected = tokio::task::spawn_blocking(connect).await;
+        let stream = connected.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(place)?;
+        stream.set_nonblocking(true).map_err(place)?;
+        stream.set_nodelay(true).map_err(place)?;
+        TcpStream::from_std(stream).map_err(place)
     }
 
     /// What WireGuard knows of the tenant's devices; nothing when the tenant has no network.

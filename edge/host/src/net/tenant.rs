@@ -186,6 +186,10 @@ impl Tenant {
         wireguard.apply(plan).await
     }
 
+    pub fn namespace(&self) -> Arc<Namespace> {
+        self.namespace.clone()
+    }
+
     /// Listens inside the namespace. Whoever holds the listeners keeps them across plans.
     pub fn listen(&self, addresses: [SocketAddr; 2]) -> Result<[TcpListener; 2], Problem> {
         let listen = |address: SocketAddr| {

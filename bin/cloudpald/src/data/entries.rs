@@ -1,0 +1,192 @@
+//! What can be done with the keys of a bee or a trie.
+
+use super::{TenantData, item::Opened};
+use axum::body::Bytes;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use cloudpal_api::{DataKind, DataVersion, Entry, EntryList, EntryQuery, HistoryQuery};
+use cloudpal_data::{
+    bee::{self, KeyRange, Written},
+    error::DataError,
+    trie,
+};
+use cloudpal_model::{Name, Problem};
+use std::sync::Arc;
+
+const KEYED: &[DataKind] = &[DataKind::Bee, DataKind::Trie];
+const DEFAULT_LIMIT: u32 = 1000;
+const WRONG: DataError = DataError::BadRequest("it has no keys");
+
+fn shown(key: &[u8], value: Option<&[u8]>, seq: u64) -> Entry {
+    Entry {
+        key: String::from_utf8_lossy(key).into_owned(),
+        key_base64: STANDARD.encode(key),
+        value_base64: value.map(|value| STANDARD.encode(value)),
+        // The entry is in the block; with that block the version is one more.
+        version: seq + 1,
+    }
+}
+
+fn shown_bee(entry: &bee::Entry) -> Entry {
+    shown(entry.key(), Some(entry.value().unwrap_or_default()), entry.seq())
+}
+
+fn shown_trie(entry: &trie::Entry) -> Entry {
+    shown(entry.key(), Some(entry.value().unwrap_or_default()), entry.seq())
+}
+
+/// Takes up to the limit, and says whether there is more.
+fn gather(
+    entries: impl Iterator<Item = Result<Entry, DataError>>,
+    limit: u32,
+) -> Result<EntryList, DataError> {
+    let mut list = EntryList { entries: Vec::new(), more: false };
+    for entry in entries {
+        let entry = entry?;
+        if list.entries.len() as u64 >= u64::from(limit) {
+            list.more = true;
+            break;
+        }
+        list.entries.push(entry);
+    }
+    Ok(list)
+}
+
+fn range(query: &EntryQuery) -> KeyRange {
+    let mut range = query.prefix.as_ref().map_or(KeyRange::all(), |prefix| KeyRange::prefix(prefix.as_bytes()));
+    for (bound, apply) in [
+        (&query.gt, KeyRange::gt as fn(KeyRange, &[u8]) -> KeyRange),
+        (&query.gte, KeyRange::gte),
+        (&query.lt, KeyRange::lt),
+        (&query.lte, KeyRange::lte),
+    ] {
+        if let Some(bound) = bound {
+            range = apply(range, bound.as_bytes());
+        }
+    }
+    if query.reverse { range.reverse() } else { range }
+}
+
+impl TenantData {
+    pub async fn entries(&self, name: &Name, query: EntryQuery) -> Result<EntryList, Problem> {
+        let item = self.item_of(name, KEYED)?;
+        let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
+        self.with(&item, move |opened| match opened {
+            Opened::Bee(bee) => {
+                let snapshot = query.version.map_or(Ok(bee.head()), |version| bee.checkout(version))?;
+                let entries = snapshot.range(range(&query));
+                gather(entries.map(|entry| entry.map(|entry| shown_bee(&entry))), limit)
+            }
+            Opened::Trie(trie) => {
+                let snapshot = query.version.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
+                let prefix = query.prefix.clone().unwrap_or_default();
+                let entries = snapshot.iterate(prefix.as_bytes())?;
+                gather(entries.map(|entry| entry.map(|entry| shown_trie(&entry))), limit)
+            }
+            _ => Err(WRONG),
+        })
+        .await
+    }
+
+    pub async fn entry(
+        &self,
+        name: &Name,
+        key: &[u8],
+        version: Option<u64>,
+    ) -> Result<Option<Bytes>, Problem> {
+        let item = self.item_of(name, KEYED)?;
+        let key = key.to_vec();
+        self.with(&item, move |opened| match opened {
+            Opened::Bee(bee) => {
+                let snapshot = version.map_or(Ok(bee.head()), |version| bee.checkout(version))?;
+                let entry = snapshot.get(&key)?;
+                Ok(entry.map(|entry| Bytes::copy_from_slice(entry.value().unwrap_or_default())))
+            }
+            Opened::Trie(trie) => {
+                let snapshot = version.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
+                let entry = snapshot.get(&key)?;
+                Ok(entry.map(|entry| Bytes::copy_from_slice(entry.value().unwrap_or_default())))
+            }
+            _ => Err(WRONG),
+        })
+        .await
+    }
+
+    pub async fn entry_write(
+        self: &Arc<Self>,
+        name: &Name,
+        key: &[u8],
+        value: Option<Bytes>,
+    ) -> Result<DataVersion, Problem> {
+        let item = self.item_of(name, KEYED)?;
+        self.writable(&item)?;
+        let _writing = item.writing.lock().await;
+        self.within_quota(value.as_ref().map_or(0, |value| value.len() as u64))?;
+        let key = key.to_vec();
+        let written = self.with(&item, move |opened| match (opened, &value) {
+            (Opened::Bee(bee), Some(value)) => bee.put(&key, value).map(|_| bee.version()),
+            (Opened::Bee(bee), None) => bee.del(&key).map(|_| bee.version()),
+            (Opened::Trie(trie), Some(value)) => trie.put(&key, value).map(|_| trie.version()),
+            (Opened::Trie(trie), None) => trie.del(&key).map(|_| trie.version()),
+            _ => Err(WRONG),
+        });
+        let version = written.await?;
+        self.wrote(&[item.main.clone()]);
+        Ok(DataVersion { version })
+    }
+
+    pub async fn entry_history(&self, name: &Name, query: HistoryQuery) -> Result<EntryList, Problem> {
+        let item = self.item_of(name, KEYED)?;
+        let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
+        self.with(&item, move |opened| match opened {
+            Opened::Bee(bee) => {
+                let now = query.until.map_or(Ok(bee.head()), |version| bee.checkout(version))?;
+                match query.since {
+                    Some(since) => {
+                        let changes = now.diff(&bee.checkout(since)?, KeyRange::all());
+                        gather(changes.filter_map(|change| changed(change).transpose()), limit)
+                    }
+                    None => gather(now.history(1).rev().map(written), limit),
+                }
+            }
+            Opened::Trie(trie) => {
+                let now = query.until.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
+                match query.since {
+                    Some(since) => {
+                        let changes = now.diff(&trie.checkout(since)?, b"")?;
+                        let side = |change: trie::Change| match (change.left, change.right) {
+                            (Some(now), _) => Some(shown_trie(&now)),
+                            (None, Some(then)) => Some(shown(then.key(), None, then.seq())),
+                            (None, None) => None,
+                        };
+                        gather(changes.filter_map(|change| change.map(side).transpose()), limit)
+                    }
+                    None => gather(now.history(1).rev().map(trie_written), limit),
+                }
+            }
+            _ => Err(WRONG),
+        })
+        .await
+    }
+}
+
+fn changed(change: Result<bee::Change, DataError>) -> Result<Option<Entry>, DataError> {
+    Ok(match change? {
+        bee::Change { left: Some(now), .. } => Some(shown_bee(&now)),
+        bee::Change { right: Some(then), .. } => Some(shown(then.key(), None, then.seq())),
+        bee::Change { .. } => None,
+    })
+}
+
+fn written(change: Result<Written, DataError>) -> Result<Entry, DataError> {
+    Ok(match change? {
+        Written::Put(entry) => shown_bee(&entry),
+        Written::Del(entry) => shown(entry.key(), None, entry.seq()),
+    })
+}
+
+fn trie_written(change: Result<trie::Written, DataError>) -> Result<Entry, DataError> {
+    Ok(match change? {
+        trie::Written::Put(entry) => shown_trie(&entry),
+        trie::Written::Del(entry) => shown(entry.key(), None, entry.seq()),
+    })
+}
