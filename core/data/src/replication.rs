@@ -21,10 +21,12 @@ mod memory;
 mod peer;
 mod receive;
 mod replica;
+mod stored;
 mod tell;
 
 pub use memory::{MemoryCore, MemoryCores};
 pub use replica::{NewFork, Replica, Replicas, Shown};
+pub use stored::StoredCores;
 
 use crate::crypto::{KeyPair, PublicKey};
 use crate::error::DataError;

@@ -140,23 +140,33 @@ impl SecretStream {
         self.last_received_ms = now_ms;
     }
 
-    /// The next message that has come whole. Call it until it answers nothing. An error is final.
-    #[allow(clippy::should_implement_trait)] // the message borrows the stream
-    pub fn next(&mut self) -> Result<Option<&[u8]>, StreamError> {
-        loop {
-            let Some((start, end)) = self.frame()? else { return Ok(None) };
+    /// Goes through the handshake as far as its messages have come. Afterwards [`Self::session`] may be known, and
+    /// messages may already wait behind it.
+    pub fn shake(&mut self) -> Result<(), StreamError> {
+        while !matches!(self.state, State::Open(_)) {
+            let Some((start, end)) = self.frame()? else { break };
             self.read = end;
-            if matches!(self.state, State::Open(_)) {
-                if end - start == OVERHEAD {
-                    self.open(start, end)?; // a keep-alive
-                    continue;
-                }
-                return self.open(start, end).map(Some);
-            }
             if let Err(error) = self.set_up(start, end) {
                 return Err(self.fail(error));
             }
         }
+        Ok(())
+    }
+
+    /// The next message that has come whole. Call it until it answers nothing. An error is final.
+    #[allow(clippy::should_implement_trait)] // the message borrows the stream
+    pub fn next(&mut self) -> Result<Option<&[u8]>, StreamError> {
+        self.shake()?;
+        while matches!(self.state, State::Open(_)) {
+            let Some((start, end)) = self.frame()? else { break };
+            self.read = end;
+            if end - start == OVERHEAD {
+                self.open(start, end)?; // a keep-alive
+                continue;
+            }
+            return self.open(start, end).map(Some);
+        }
+        Ok(None)
     }
 
     fn open(&mut self, start: usize, end: usize) -> Result<&[u8], StreamError> {

@@ -19,6 +19,16 @@ fn a_core_comes_whole() {
     }
 }
 
+/// The writer names no core: it is asked, and finds it.
+#[test]
+fn a_core_is_found_when_it_is_asked_for() {
+    let mut houses = House::pair(false, 50);
+    houses[0].replication.unshare(1);
+    houses[1].replication.download(1, 0, Some(50));
+    House::run(&mut houses);
+    assert_eq!(houses[1].core().first_missing(0, 50), None);
+}
+
 #[test]
 fn only_what_is_wanted_comes() {
     let mut houses = House::pair(false, 1000);

@@ -25,29 +25,21 @@ impl Replication {
         now_ms: u64,
         replicas: &mut C,
     ) -> Result<(), Refusal> {
-        loop {
-            let Connection { stream, lines } = &mut *connection;
-            if lines.session.is_none()
-                && let Some(session) = stream.session()
-            {
-                lines.session = Some(session.clone());
-                self.events.push_back(Event::Connected { connection: id, remote: session.remote });
-                self.greet(id, lines);
-            }
-            let Some(message) = stream.next()? else { break };
-            for frame in mux::decode(message)? {
-                if let Some(arrived) = lines.channels.arrived(frame)? {
-                    self.arrived(id, lines, arrived, now_ms, replicas)?;
-                }
-            }
-        }
         let Connection { stream, lines } = connection;
+        stream.shake()?;
         if lines.session.is_none()
             && let Some(session) = stream.session()
         {
             lines.session = Some(session.clone());
             self.events.push_back(Event::Connected { connection: id, remote: session.remote });
             self.greet(id, lines);
+        }
+        while let Some(message) = stream.next()? {
+            for frame in mux::decode(message)? {
+                if let Some(arrived) = lines.channels.arrived(frame)? {
+                    self.arrived(id, lines, arrived, now_ms, replicas)?;
+                }
+            }
         }
         Ok(())
     }
