@@ -69,8 +69,7 @@ impl DataHost {
             return Ok(known.clone());
         }
         let (dir, key) = (self.dir(tenant.id), self.key_file(tenant.id));
-        let opened =
-            TenantData::open(tenant, dir, key, self.net.clone(), self.brain.clone()).await?;
+        let opened = TenantData::open(tenant, dir, key, self.net.clone(), self.brain.clone()).await?;
         open.insert(tenant.id, opened.clone());
         Ok(opened)
     }

@@ -3,6 +3,7 @@
 mod backend;
 mod brain;
 pub mod daemon;
+pub mod data;
 mod doctor;
 pub mod http;
 mod images;

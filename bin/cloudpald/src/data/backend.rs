@@ -168,7 +168,12 @@ impl DataBackend for Daemon {
         self.tenant_data(tenant).await?.block(name, index).await
     }
 
-    async fn core_blocks(&self, tenant: &Name, name: &Name, query: api::BlockQuery) -> Result<Pieces, Problem> {
+    async fn core_blocks(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        query: api::BlockQuery,
+    ) -> Result<Pieces, Problem> {
         self.tenant_data(tenant).await?.blocks(name, query)
     }
 
@@ -210,7 +215,12 @@ impl DataBackend for Daemon {
         self.tenant_data(tenant).await?.entry_write(name, key, Some(value)).await
     }
 
-    async fn entry_delete(&self, tenant: &Name, name: &Name, key: &[u8]) -> Result<api::DataVersion, Problem> {
+    async fn entry_delete(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        key: &[u8],
+    ) -> Result<api::DataVersion, Problem> {
         self.tenant_data(tenant).await?.entry_write(name, key, None).await
     }
 

@@ -2,7 +2,7 @@
 
 use super::keys;
 use cloudpal_api::DataKind;
-use cloudpal_data::{crypto::Hash, error::DataError, store::Store};
+use cloudpal_data::{DataError, crypto::Hash, store::Store};
 use cloudpal_model::{Name, Problem};
 use serde::{Deserialize, Serialize};
 

@@ -7,7 +7,7 @@ use super::{
 use crate::http::Pieces;
 use axum::body::Bytes;
 use cloudpal_api::{BlockCut, BlockQuery, DataKind, DataVersion};
-use cloudpal_data::error::DataError;
+use cloudpal_data::DataError;
 use cloudpal_model::{Kind, Name, Problem};
 use futures_util::stream;
 use std::sync::Arc;
@@ -24,11 +24,7 @@ impl TenantData {
         Err(Problem::new(Kind::Refused, what, "write it where it was made"))
     }
 
-    pub async fn append(
-        self: &Arc<Self>,
-        name: &Name,
-        blocks: Vec<Bytes>,
-    ) -> Result<DataVersion, Problem> {
+    pub async fn append(self: &Arc<Self>, name: &Name, blocks: Vec<Bytes>) -> Result<DataVersion, Problem> {
         let item = self.item_of(name, CORE)?;
         self.writable(&item)?;
         let _writing = item.writing.lock().await;

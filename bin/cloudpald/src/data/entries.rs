@@ -1,13 +1,13 @@
 //! What can be done with the keys of a bee or a trie.
 
-use super::{TenantData, item::Opened};
+use super::{TenantData, feeds::Tracked, item::Opened};
 use axum::body::Bytes;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cloudpal_api::{DataKind, DataVersion, Entry, EntryList, EntryQuery, HistoryQuery};
 use cloudpal_data::{
+    DataError,
     bee::{self, KeyRange, Written},
-    error::DataError,
-    trie,
+    trie::{self, ListOptions},
 };
 use cloudpal_model::{Name, Problem};
 use std::sync::Arc;
@@ -31,7 +31,12 @@ fn shown_bee(entry: &bee::Entry) -> Entry {
 }
 
 fn shown_trie(entry: &trie::Entry) -> Entry {
-    shown(entry.key(), Some(entry.value().unwrap_or_default()), entry.seq())
+    shown(entry.key().as_bytes(), Some(entry.value().unwrap_or_default()), entry.seq())
+}
+
+/// A trie's keys are text.
+fn text(key: &[u8]) -> Result<&str, DataError> {
+    std::str::from_utf8(key).map_err(|_| DataError::BadRequest("a trie's keys are UTF-8"))
 }
 
 /// Takes up to the limit, and says whether there is more.
@@ -52,7 +57,8 @@ fn gather(
 }
 
 fn range(query: &EntryQuery) -> KeyRange {
-    let mut range = query.prefix.as_ref().map_or(KeyRange::all(), |prefix| KeyRange::prefix(prefix.as_bytes()));
+    let mut range =
+        query.prefix.as_ref().map_or(KeyRange::all(), |prefix| KeyRange::prefix(prefix.as_bytes()));
     for (bound, apply) in [
         (&query.gt, KeyRange::gt as fn(KeyRange, &[u8]) -> KeyRange),
         (&query.gte, KeyRange::gte),
@@ -79,7 +85,8 @@ impl TenantData {
             Opened::Trie(trie) => {
                 let snapshot = query.version.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
                 let prefix = query.prefix.clone().unwrap_or_default();
-                let entries = snapshot.iterate(prefix.as_bytes())?;
+                let options = ListOptions { reverse: query.reverse, ..ListOptions::default() };
+                let entries = snapshot.list(&prefix, options)?;
                 gather(entries.map(|entry| entry.map(|entry| shown_trie(&entry))), limit)
             }
             _ => Err(WRONG),
@@ -103,7 +110,7 @@ impl TenantData {
             }
             Opened::Trie(trie) => {
                 let snapshot = version.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
-                let entry = snapshot.get(&key)?;
+                let entry = snapshot.get(text(&key)?)?;
                 Ok(entry.map(|entry| Bytes::copy_from_slice(entry.value().unwrap_or_default())))
             }
             _ => Err(WRONG),
@@ -125,8 +132,8 @@ impl TenantData {
         let written = self.with(&item, move |opened| match (opened, &value) {
             (Opened::Bee(bee), Some(value)) => bee.put(&key, value).map(|_| bee.version()),
             (Opened::Bee(bee), None) => bee.del(&key).map(|_| bee.version()),
-            (Opened::Trie(trie), Some(value)) => trie.put(&key, value).map(|_| trie.version()),
-            (Opened::Trie(trie), None) => trie.del(&key).map(|_| trie.version()),
+            (Opened::Trie(trie), Some(value)) => trie.put(text(&key)?, value).map(|_| trie.version()),
+            (Opened::Trie(trie), None) => trie.del(text(&key)?).map(|_| trie.version()),
             _ => Err(WRONG),
         });
         let version = written.await?;
@@ -152,15 +159,15 @@ impl TenantData {
                 let now = query.until.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
                 match query.since {
                     Some(since) => {
-                        let changes = now.diff(&trie.checkout(since)?, b"")?;
+                        let changes = now.diff(&trie.checkout(since)?, "")?;
                         let side = |change: trie::Change| match (change.left, change.right) {
                             (Some(now), _) => Some(shown_trie(&now)),
-                            (None, Some(then)) => Some(shown(then.key(), None, then.seq())),
+                            (None, Some(then)) => Some(shown(then.key().as_bytes(), None, then.seq())),
                             (None, None) => None,
                         };
                         gather(changes.filter_map(|change| change.map(side).transpose()), limit)
                     }
-                    None => gather(now.history(1).rev().map(trie_written), limit),
+                    None => newest(&now, limit),
                 }
             }
             _ => Err(WRONG),
@@ -184,9 +191,11 @@ fn written(change: Result<Written, DataError>) -> Result<Entry, DataError> {
     })
 }
 
-fn trie_written(change: Result<trie::Written, DataError>) -> Result<Entry, DataError> {
-    Ok(match change? {
-        trie::Written::Put(entry) => shown_trie(&entry),
-        trie::Written::Del(entry) => shown(entry.key(), None, entry.seq()),
-    })
+/// The last writes of a trie. One that deletes writes a neighbour again, so it looks like a write of that.
+fn newest(now: &trie::Snapshot<'_, Tracked>, limit: u32) -> Result<EntryList, DataError> {
+    let from = now.version().saturating_sub(u64::from(limit)).max(1);
+    let mut entries: Vec<Entry> =
+        now.history(from).map(|entry| entry.map(|entry| shown_trie(&entry))).collect::<Result<_, _>>()?;
+    entries.reverse();
+    Ok(EntryList { entries, more: from > 1 })
 }

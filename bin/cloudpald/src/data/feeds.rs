@@ -1,9 +1,9 @@
 //! A core as the databases on it see it: what is missing is noted, so that it can be asked of peers.
 
 use cloudpal_data::{
+    DataError,
     blobs::{ByteFeed, ClearFeed},
     core::Core,
-    error::DataError,
     feed::{Feed, FeedMut},
 };
 use std::{
@@ -25,6 +25,11 @@ pub struct Tracked {
 impl Tracked {
     pub fn new(core: Core, number: u64, missing: Missing) -> Self {
         Tracked { core, number, missing }
+    }
+
+    /// The same core in another session.
+    pub fn with_core(&self, core: Core) -> Self {
+        Tracked { core, number: self.number, missing: self.missing.clone() }
     }
 
     fn note<T>(&self, outcome: Result<T, DataError>) -> Result<T, DataError> {

@@ -15,11 +15,11 @@ use cloudpal_api::{
     HistoryQuery,
 };
 use cloudpal_data::{
+    DataError,
     bee::Written,
     blobs::{BlobId, Blobs},
     core::Durability,
     drive::{self, Drive, Keep, Snapshot},
-    error::DataError,
     feed::Feed,
 };
 use cloudpal_model::{Kind, Name, Problem};
@@ -87,7 +87,8 @@ impl TenantData {
         let path = path.to_owned();
         self.with(item, move |opened| {
             let entry = at(of(opened)?, version)?.follow(&path)?;
-            let empty = BlobId { block_offset: 0, byte_offset: 0, block_length: 0, byte_length: 0, block_map: false };
+            let empty =
+                BlobId { block_offset: 0, byte_offset: 0, block_length: 0, byte_length: 0, block_map: false };
             Ok(entry.map(|entry| entry.file.blob.unwrap_or(empty)))
         })
         .await
@@ -160,7 +161,7 @@ impl TenantData {
         let writing = blocking(move || {
             let core = contents.core.clone().with_durability(Durability::Buffered);
             let start = core.length();
-            let mut blobs = Blobs::new(core.clone());
+            let mut blobs = Blobs::new(contents.with_core(core.clone()));
             let written = (|| {
                 let mut writer = blobs.writer();
                 let mut bytes = 0;
@@ -223,7 +224,10 @@ impl TenantData {
                         (Some(now), _) => Some(shown(now)),
                         (None, then) => then.map(|then| removed(then.path, then.seq)),
                     };
-                    changes.filter_map(|change| change.map(side).transpose()).take(limit).collect::<Result<_, _>>()?
+                    changes
+                        .filter_map(|change| change.map(side).transpose())
+                        .take(limit)
+                        .collect::<Result<_, _>>()?
                 }
                 None => writes(drive, query.until, limit)?,
             };
@@ -248,7 +252,8 @@ impl TenantData {
         let gaps = gaps.await?;
         if let Some(contents) = item.contents() {
             self.hub.with(|replication, _| {
-                gaps.iter().for_each(|gap| replication.dropped(contents.number, gap.start, gap.end - gap.start));
+                gaps.iter()
+                    .for_each(|gap| replication.dropped(contents.number, gap.start, gap.end - gap.start));
             });
         }
         let store = self.store.clone();
@@ -291,7 +296,9 @@ fn writes(drive: &Open, until: Option<u64>, limit: usize) -> Result<Vec<File>, D
         let Some(path) = entry.key().strip_prefix(b"files\0") else { continue };
         let path = String::from_utf8_lossy(path).into_owned();
         files.push(match (there, entry.value()) {
-            (true, Some(value)) => shown(drive::Entry { seq: entry.seq(), path, file: drive::File::decode(value)? }),
+            (true, Some(value)) => {
+                shown(drive::Entry { seq: entry.seq(), path, file: drive::File::decode(value)? })
+            }
             _ => removed(path, entry.seq()),
         });
     }

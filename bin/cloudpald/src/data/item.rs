@@ -8,10 +8,10 @@ use super::{
 };
 use cloudpal_api::{Data, DataKind};
 use cloudpal_data::{
+    DataError,
     bee::Bee,
     core::{Core, Info},
     drive::{self, Drive},
-    error::DataError,
     replication::Replica,
     trie::Trie,
 };

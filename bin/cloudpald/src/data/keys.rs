@@ -24,7 +24,11 @@ impl Keys {
             Ok(bytes) => {
                 let root = bytes.try_into().map_err(|_| {
                     let what = format!("the data's key {} has not 32 bytes", path.display());
-                    Problem::new(Kind::Internal, what, "restore it from a backup: without it nothing can be read")
+                    Problem::new(
+                        Kind::Internal,
+                        what,
+                        "restore it from a backup: without it nothing can be read",
+                    )
                 })?;
                 Ok(Keys { root })
             }
@@ -61,7 +65,8 @@ fn write(path: &Path, root: &[u8; 32]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let temporary = path.with_extension("new");
-    let mut file = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
     file.write_all(root)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;

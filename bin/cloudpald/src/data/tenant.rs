@@ -15,12 +15,12 @@ use crate::brain::Brain;
 use cloudpal_api::{DataAdd, DataKind};
 use cloudpal_control::view::TenantView;
 use cloudpal_data::{
-    core::{Core, Durability, Open},
+    DataError,
+    core::{Durability, Open},
     crypto::Hash,
     drive,
-    error::DataError,
     manifest::Manifest,
-    replication::{Options as ReplicationOptions, Replica},
+    replication::Options as ReplicationOptions,
     store::{Options, RootKey, Store},
 };
 use cloudpal_host::{
@@ -263,8 +263,10 @@ impl TenantData {
             let left = BLOCK_PATIENCE.saturating_sub(started.elapsed());
             if left.is_zero() || tokio::time::timeout(left, news.changed()).await.is_err() {
                 self.hub.with(|replication, _| replication.unwant(number, index));
-                let what = format!("a part of {} is not here, and no peer that is connected has it", item.name);
-                let mend = "connect a device that has it; `cloudpal data list` shows how many peers there are";
+                let what =
+                    format!("a part of {} is not here, and no peer that is connected has it", item.name);
+                let mend =
+                    "connect a device that has it; `cloudpal data list` shows how many peers there are";
                 return Err(Problem::new(Kind::Unavailable, what, mend));
             }
         }
@@ -292,7 +294,6 @@ impl TenantData {
         Ok(())
     }
 
-    /// Whether a core can be read: a blind seeder keeps what it cannot read.
     pub fn peers_of(&self, core: &Tracked) -> u32 {
         self.hub.with(|replication, _| replication.peers(core.number).len() as u32)
     }
@@ -305,9 +306,4 @@ pub fn word(kind: DataKind) -> &'static str {
         DataKind::Drive => "drive",
         DataKind::Trie => "trie",
     }
-}
-
-/// Of use where a [`Core`] is wanted for its manifest.
-pub fn is_known(core: &Core) -> bool {
-    !core.needs_manifest()
 }

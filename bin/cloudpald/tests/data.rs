@@ -1,0 +1,341 @@
+//! A tenant's data through the real daemon and its API: kept across a restart, sealed on the disk, within its quota,
+//! and replicated with a JavaScript peer in the tenant's own network.
+
+use cloudpal_api::{
+    BlockCut, BlockQuery, Client, DataAdd, DataKind, DataQuota, EntryQuery, FileKind, FileListQuery, FilePurge,
+    FileQuery, HistoryQuery, TenantAdd,
+};
+use cloudpal_model::{Kind, Name};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_cloudpald");
+const SECRET: &[u8] = b"the cat sat on the mat, which nobody else may know";
+
+struct Host {
+    dir: tempfile::TempDir,
+    daemon: Option<Child>,
+}
+
+impl Host {
+    /// `None`: said why it is skipped.
+    fn make() -> Option<Host> {
+        let unshared = Command::new("unshare").args(["--net", "true"]).status();
+        if !unshared.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: making network namespaces needs root and unshare(1)");
+            return None;
+        }
+        let mut host = Host { dir: tempfile::tempdir().unwrap(), daemon: None };
+        let guest = host.path("guest");
+        fs::create_dir(&guest).unwrap();
+        for file in ["vmlinuz", "initramfs.img"] {
+            fs::write(guest.join(file), "no machine is started by these tests").unwrap();
+        }
+        fs::write(guest.join("kernel-version"), "0\n").unwrap();
+        host.start();
+        Some(host)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn instance(&self) -> String {
+        let name = self.dir.path().file_name().unwrap().to_string_lossy().to_lowercase();
+        format!("data{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), ""))
+    }
+
+    fn start(&mut self) {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "sh", "-c", "ip link set lo up; exec \"$@\"", "sh", DAEMON]);
+        for (flag, name) in [("--state-dir", "state"), ("--run-dir", "run"), ("--guest-dir", "guest")] {
+            command.arg(flag).arg(self.path(name));
+        }
+        command.args(["--endpoint", "192.0.2.1", "--accel", "tcg", "--upstream-dns", "192.0.2.53:53"]);
+        command.args(["--instance", &self.instance()]).stdin(Stdio::null());
+        self.daemon = Some(command.spawn().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.client().status().is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn end(&mut self, signal: &str) {
+        let mut daemon = self.daemon.take().unwrap();
+        let pid = daemon.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        daemon.wait().unwrap();
+    }
+
+    fn client(&self) -> Client {
+        Client::new(self.path("run/api.sock")).unwrap()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            self.end("-TERM");
+        }
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn add(text: &str, kind: DataKind) -> DataAdd {
+    DataAdd { name: name(text), kind, key: None, encryption_key: None, encrypted: false }
+}
+
+fn put(client: &Client, path: &str, mut content: &[u8]) -> u64 {
+    let (ada, photos) = (name("ada"), name("photos"));
+    let put = client.file_put(&ada, &photos, path, &FileQuery::default(), (&mut content, &mut |_| ()));
+    put.unwrap().version
+}
+
+fn get(client: &Client, path: &str, version: Option<u64>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut sink = |piece: &[u8]| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    };
+    client.file(&name("ada"), &name("photos"), path, version, &mut sink).unwrap();
+    bytes
+}
+
+/// Longer than a piece, a block and a buffer, and the same nowhere twice.
+fn photo() -> Vec<u8> {
+    (0..1_000_003_u32).flat_map(|at| (at.wrapping_mul(2_654_435_761)).to_le_bytes()).take(1_000_003).collect()
+}
+
+fn fill(client: &Client) {
+    let ada = name("ada");
+    client.tenant_add(&TenantAdd { name: ada.clone(), subnet_v4: None, prefix_v6: None }).unwrap();
+    for (text, kind) in [
+        ("journal", DataKind::Core),
+        ("contacts", DataKind::Bee),
+        ("photos", DataKind::Drive),
+        ("paths", DataKind::Trie),
+    ] {
+        client.data_add(&ada, &add(text, kind)).unwrap();
+    }
+    assert_eq!(client.data_add(&ada, &add("photos", DataKind::Bee)).unwrap_err().kind, Kind::Taken);
+    for at in 0..3 {
+        let appended = client.core_append(&ada, &name("journal"), format!("day {at}").into_bytes()).unwrap();
+        assert_eq!(appended.version, at + 1);
+    }
+    for (key, value) in [("grace", "hopper"), ("ada", "lovelace"), ("a/b c%", "odd")] {
+        client.entry_put(&ada, &name("contacts"), key, value.as_bytes().to_vec()).unwrap();
+        client.entry_put(&ada, &name("paths"), key, value.as_bytes().to_vec()).unwrap();
+    }
+    client.entry_put(&ada, &name("contacts"), "secret", SECRET.to_vec()).unwrap();
+    put(client, "/cat.jpg", &photo());
+    put(client, "/notes/today.txt", SECRET);
+}
+
+fn check(client: &Client) {
+    let ada = name("ada");
+    let mut blocks = Vec::new();
+    let query = BlockQuery { start: Some(1), ..BlockQuery::default() };
+    client
+        .core_blocks(&ada, &name("journal"), &query, &mut |block| {
+            blocks.push(block.to_vec());
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(blocks, [b"day 1".to_vec(), b"day 2".to_vec()]);
+    assert_eq!(client.core_block(&ada, &name("journal"), 0).unwrap(), b"day 0");
+    assert_eq!(client.core_block(&ada, &name("journal"), 3).unwrap_err().kind, Kind::NotFound);
+    for kind in ["contacts", "paths"] {
+        assert_eq!(client.entry(&ada, &name(kind), "ada", None).unwrap(), b"lovelace");
+        assert_eq!(client.entry(&ada, &name(kind), "a/b c%", None).unwrap(), b"odd");
+        assert_eq!(client.entry(&ada, &name(kind), "nobody", None).unwrap_err().kind, Kind::NotFound);
+    }
+    let list = client.entries(&ada, &name("contacts"), &EntryQuery::default()).unwrap();
+    let keys: Vec<&str> = list.entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["a/b c%", "ada", "grace", "secret"]);
+    let two = EntryQuery { limit: Some(2), reverse: true, ..EntryQuery::default() };
+    assert!(client.entries(&ada, &name("contacts"), &two).unwrap().more);
+    assert_eq!(get(client, "/cat.jpg", None), photo());
+    assert_eq!(get(client, "/notes/today.txt", None), SECRET);
+    let root = client.files(&ada, &name("photos"), &FileListQuery::default()).unwrap();
+    let shown: Vec<_> = root.files.iter().map(|file| (file.path.as_str(), file.kind.clone())).collect();
+    assert_eq!(shown, [("/cat.jpg", FileKind::File), ("/notes", FileKind::Folder)]);
+}
+
+#[test]
+fn data_outlives_the_daemon_and_its_crash_and_is_sealed() {
+    let Some(mut host) = Host::make() else { return };
+    fill(&host.client());
+    check(&host.client());
+    for signal in ["-KILL", "-TERM"] {
+        host.end(signal);
+        host.start();
+        check(&host.client());
+    }
+    // Nothing of the owner's is in any file in the clear: no name, no key, no content.
+    let mut files = 0;
+    let photo = photo();
+    let plain: [&[u8]; 5] = [SECRET, b"contacts", b"lovelace", b"cat.jpg", &photo[5000..5040]];
+    visit(&host.path("state/data"), &mut |bytes| {
+        files += 1;
+        for text in plain {
+            let found = bytes.windows(text.len()).any(|window| window == text);
+            assert!(!found, "{:?} is on the disk in the clear", String::from_utf8_lossy(text));
+        }
+    });
+    assert!(files > 1);
+    let client = host.client();
+    let verified = client.data_verify(&name("ada"), &name("photos")).unwrap();
+    assert!(verified.blocks > 16 && verified.damaged.is_empty(), "{verified:?}");
+}
+
+fn visit(dir: &Path, look: &mut dyn FnMut(&[u8])) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { visit(&path, look) } else { look(&fs::read(&path).unwrap()) }
+    }
+}
+
+#[test]
+fn the_past_can_be_read_and_its_space_given_back() {
+    let Some(host) = Host::make() else { return };
+    let client = host.client();
+    fill(&client);
+    let (ada, photos) = (name("ada"), name("photos"));
+    let before = client.data(&ada, &photos).unwrap().length;
+    put(&client, "/cat.jpg", b"a smaller cat");
+    client.file_delete(&ada, &photos, "/notes/today.txt").unwrap();
+    assert_eq!(client.file_delete(&ada, &photos, "/none").unwrap_err().kind, Kind::NotFound);
+    assert_eq!(get(&client, "/cat.jpg", None), b"a smaller cat");
+    assert_eq!(get(&client, "/cat.jpg", Some(before)), photo());
+    assert_eq!(get(&client, "/notes/today.txt", Some(before)), SECRET);
+    let since = HistoryQuery { since: Some(before), ..HistoryQuery::default() };
+    let changes = client.file_history(&ada, &photos, &since).unwrap().files;
+    let shown: Vec<_> = changes.iter().map(|file| (file.path.as_str(), file.kind.clone())).collect();
+    assert_eq!(shown, [("/cat.jpg", FileKind::File), ("/notes/today.txt", FileKind::Removed)]);
+    let all = client.file_history(&ada, &photos, &HistoryQuery::default()).unwrap().files;
+    assert_eq!(all.len(), 4);
+
+    client.entry_delete(&ada, &name("contacts"), "grace").unwrap();
+    let history = client.entry_history(&ada, &name("contacts"), &HistoryQuery::default()).unwrap();
+    assert_eq!((history.entries.len(), history.entries[0].value_base64.as_ref()), (5, None));
+
+    let now = client.data(&ada, &photos).unwrap().length;
+    let disk_bytes = |client: &Client| client.data_list(&ada).unwrap().disk_bytes;
+    let full = disk_bytes(&client);
+    client.file_purge(&ada, &photos, &FilePurge { keep_from: now }).unwrap();
+    client.data_compact(&ada).unwrap();
+    assert!(disk_bytes(&client) + 900_000 < full, "{} of {full}", disk_bytes(&client));
+    assert_eq!(get(&client, "/cat.jpg", None), b"a smaller cat");
+
+    let cut = client.core_cut(&ada, &name("journal"), &BlockCut::Truncate { length: 1 }).unwrap();
+    assert_eq!(cut.version, 1);
+    assert_eq!(client.data(&ada, &name("journal")).unwrap().fork, 1);
+    assert!(client.core_cut(&ada, &name("journal"), &BlockCut::Truncate { length: 5 }).is_err());
+    // A name that is used again is another core: one key never signs two histories.
+    let first = client.data(&ada, &name("journal")).unwrap().key;
+    client.data_remove(&ada, &name("journal")).unwrap();
+    assert_eq!(client.data(&ada, &name("journal")).unwrap_err().kind, Kind::NotFound);
+    client.data_add(&ada, &add("journal", DataKind::Core)).unwrap();
+    assert_ne!(client.data(&ada, &name("journal")).unwrap().key, first);
+
+    client.data_quota(&ada, &DataQuota { quota_bytes: Some(disk_bytes(&client) + 100_000) }).unwrap();
+    let mut photo = &photo()[..];
+    let query = FileQuery::default();
+    let refused = client.file_put(&ada, &photos, "/two.jpg", &query, (&mut photo, &mut |_| ())).unwrap_err();
+    assert_eq!(refused.kind, Kind::DiskFull, "{refused}");
+    assert_eq!(get(&client, "/cat.jpg", None), b"a smaller cat", "reads go on");
+}
+
+struct Peer {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Peer {
+    fn hear(&mut self) -> Value {
+        serde_json::from_str(&self.lines.next().expect("a line").unwrap()).unwrap()
+    }
+
+    fn ask(&mut self, command: &str) -> Value {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
+        self.hear()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_javascript_drive_takes_part_in_the_tenants_network() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../core/data/golden");
+    if !golden.join("node_modules/hyperdrive").is_dir() {
+        eprintln!("SKIPPED: the JavaScript stack is not installed; `cargo xtask test` installs it");
+        return;
+    }
+    let Some(host) = Host::make() else { return };
+    let client = host.client();
+    fill(&client);
+    let (ada, photos) = (name("ada"), name("photos"));
+    let share = client.data_share(&ada, &photos).unwrap();
+    let server = share.addresses[1].split(':').next().unwrap().to_owned();
+    let namespace = format!("{}-t1", host.instance());
+    let pid = host.daemon.as_ref().unwrap().id().to_string();
+    // The daemon listens as soon as the tenant's network is there.
+    let mut child = Command::new("nsenter")
+        .args(["-t", &pid, "--mount", "ip", "netns", "exec", &namespace, "sh", "-c"])
+        .arg("until ss -Hltn 'sport = :49737' | grep -q .; do sleep 0.05; done; cd \"$1\"; shift; exec node \"$@\"")
+        .arg("sh")
+        .arg(&golden)
+        .args(["drive_peer.js", &server, "49737", &share.key])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut peer = Peer { child, lines };
+    assert_eq!(peer.hear(), serde_json::json!({ "ready": true }));
+    let got = peer.ask("get /cat.jpg");
+    assert_eq!(got["bytes"], 1_000_003, "{got}");
+    assert_eq!(peer.ask("get /notes/today.txt")["bytes"], SECRET.len());
+    // Live: what is written now comes by itself.
+    let version = put(&client, "/new.txt", b"fresh");
+    assert_eq!(peer.ask(&format!("wait {version}"))["version"], version);
+    assert_eq!(peer.ask("get /new.txt")["bytes"], 5);
+
+    // And the other way: what the device writes is kept and served here.
+    peer.ask("put /from-the-phone.txt hello from the phone");
+    let key = peer.ask("own")["key"].as_str().unwrap().to_owned();
+    let seed = DataAdd { key: Some(key), ..add("phone", DataKind::Drive) };
+    client.data_add(&ada, &seed).unwrap();
+    let mut bytes = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while bytes.is_empty() {
+        assert!(Instant::now() < deadline, "the phone's file did not come");
+        let mut sink = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        // Until its drive is known here, it has no such file.
+        let _ = client.file(&ada, &name("phone"), "/from-the-phone.txt", None, &mut sink);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(bytes, b"hello from the phone");
+    let data = client.data(&ada, &name("phone")).unwrap();
+    assert!(!data.writable && data.peers >= 1, "{data:?}");
+    let refused = client.file_delete(&ada, &name("phone"), "/from-the-phone.txt").unwrap_err();
+    assert_eq!(refused.kind, Kind::Refused, "{refused}");
+}
