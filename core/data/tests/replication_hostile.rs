@@ -4,8 +4,8 @@
 mod golden_kit;
 mod replication_kit;
 
-use cloudpal_data::crypto::{self, KeyPair};
 use cloudpal_data::DataError;
+use cloudpal_data::crypto::{self, KeyPair};
 use cloudpal_data::mux::{Frame, decode};
 use cloudpal_data::proof::{BlockProof, Data, Proof, Request, UpgradeProof, UpgradeWanted, Wanted};
 use cloudpal_data::replication::{Event, MemoryCore, Refusal, Replica};
@@ -243,14 +243,16 @@ fn floods_of_requests_end() {
     // In one batch, so that none can be answered in between.
     let mut stranger = Stranger::at_writer();
     let bodies: Vec<Vec<u8>> = (0..5000).map(|id| request(id, 1).encode()).collect();
-    let frames: Vec<Frame<'_>> = bodies.iter().map(|body| Frame::Message { channel: 1, kind: 1, body }).collect();
+    let frames: Vec<Frame<'_>> =
+        bodies.iter().map(|body| Frame::Message { channel: 1, kind: 1, body }).collect();
     stranger.raw(&cloudpal_data::mux::encode_batch(&frames));
     assert_eq!(stranger.refusal(), Some(&Refusal::Flood("over 4096 requests at once")));
 
     // Such as no tree could answer.
     let mut stranger = Stranger::at_writer();
     for id in 0..100 {
-        let wanted = Request { upgrade: Some(UpgradeWanted { start: 1 << 40, length: 5 }), ..Request::default() };
+        let wanted =
+            Request { upgrade: Some(UpgradeWanted { start: 1 << 40, length: 5 }), ..Request::default() };
         stranger.say(&Message::Request { id, fork: 0, wanted, manifest: false, priority: 0 });
     }
     let gone = |event: &Event| matches!(event, Event::Disconnected { reason: Some(Refusal::Flood(_)), .. });
@@ -261,7 +263,8 @@ fn floods_of_requests_end() {
     for id in 0..1000 {
         stranger.say(&request(id, 1 << 45));
     }
-    let refused = stranger.heard.iter().filter(|message| matches!(message, Message::NoData { reason: 1, .. }));
+    let refused =
+        stranger.heard.iter().filter(|message| matches!(message, Message::NoData { reason: 1, .. }));
     assert_eq!(refused.count(), 1000);
 }
 
@@ -339,18 +342,27 @@ fn any_message() -> impl Strategy<Value = Message> {
                 allow_push: false,
             })
         }),
-        (n(), 0..3u64, any_wanted(), any::<bool>())
-            .prop_map(|(id, fork, wanted, manifest)| Message::Request { id, fork, wanted, manifest, priority: 0 }),
+        (n(), 0..3u64, any_wanted(), any::<bool>()).prop_map(|(id, fork, wanted, manifest)| {
+            Message::Request { id, fork, wanted, manifest, priority: 0 }
+        }),
         n().prop_map(|request| Message::Cancel { request }),
         (1..40u64, any::<bool>()).prop_map(|(request, _)| Message::NoData { request, reason: 1 }),
         (n(), n(), any::<bool>()).prop_map(|(start, length, any)| Message::Want(Span { start, length, any })),
-        (n(), n(), any::<bool>()).prop_map(|(start, length, any)| Message::Unwant(Span { start, length, any })),
+        (n(), n(), any::<bool>()).prop_map(|(start, length, any)| Message::Unwant(Span {
+            start,
+            length,
+            any
+        })),
         (n(), proptest::collection::vec(any::<u32>(), 0..5))
             .prop_map(|(start, words)| Message::Bitfield { start, words }),
         (any::<bool>(), n(), n()).prop_map(|(drop, start, length)| Message::Range { drop, start, length }),
         (1..40u64, n(), proptest::collection::vec(any::<u8>(), 0..50)).prop_map(|(request, index, value)| {
             let block = Some(BlockProof { index, value, nodes: Vec::new() });
-            Message::Data(Box::new(Data { request, proof: Proof { block, ..Proof::default() }, manifest: None }))
+            Message::Data(Box::new(Data {
+                request,
+                proof: Proof { block, ..Proof::default() },
+                manifest: None,
+            }))
         }),
     ]
 }
