@@ -14,6 +14,7 @@ pub mod bee;
 pub mod blobs;
 pub mod bus;
 pub mod core;
+pub mod corestore;
 pub mod crypto;
 pub mod drive;
 pub mod encoding;
