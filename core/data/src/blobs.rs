@@ -10,6 +10,7 @@ mod reader;
 
 pub use reader::Reader;
 
+use crate::core::Core;
 use crate::error::DataError;
 use crate::feed::{Feed, FeedMut};
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,22 @@ impl<F: ByteFeed + ?Sized> ByteFeed for &F {
 
     fn seek(&self, byte: u64) -> Result<(u64, u64), DataError> {
         (**self).seek(byte)
+    }
+}
+
+impl ByteFeed for Core {
+    fn byte_length(&self) -> u64 {
+        self.info().map_or(0, |info| info.byte_length)
+    }
+
+    fn seek(&self, byte: u64) -> Result<(u64, u64), DataError> {
+        Core::seek(self, byte)
+    }
+}
+
+impl ClearFeed for Core {
+    fn clear(&mut self, blocks: Range<u64>) -> Result<(), DataError> {
+        Core::clear(self, blocks.start, blocks.end)
     }
 }
 

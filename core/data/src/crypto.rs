@@ -3,8 +3,7 @@
 //! Sources: `hypercore-crypto` 3.7.0 and `hypercore/lib/caps.js` 11.37.1. Leaf, parent and root hashes begin
 //! with a byte of their own, so that none can pass for another.
 
-use blake2::digest::{FixedOutput, Update, consts::U32};
-use blake2::{Blake2b, Blake2bMac, Digest};
+use blake2b_simd::Params;
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use std::{fmt, sync::LazyLock};
@@ -44,22 +43,23 @@ pub fn namespace(name: &[u8], id: u8) -> Hash {
 
 /// BLAKE2b-256 of the parts, one after the other.
 pub fn hash(parts: &[&[u8]]) -> Hash {
-    let mut state = Blake2b::<U32>::new();
-    for part in parts {
-        Digest::update(&mut state, part);
-    }
-    state.finalize().into()
+    finished(Params::new().hash_length(32), parts)
 }
 
 /// BLAKE2b-256 keyed with 32 or 64 bytes.
 pub fn keyed_hash<const N: usize>(key: &[u8; N], parts: &[&[u8]]) -> Hash {
     const { assert!(N > 0 && N <= 64) };
-    let mut state = Blake2bMac::<U32>::new_with_salt_and_personal(key, &[], &[])
-        .expect("BLAKE2b takes every key of up to 64 bytes, and no salt");
+    finished(Params::new().hash_length(32).key(key), parts)
+}
+
+fn finished(params: &Params, parts: &[&[u8]]) -> Hash {
+    let mut state = params.to_state();
     for part in parts {
-        Update::update(&mut state, part);
+        state.update(part);
     }
-    state.finalize_fixed().into()
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&state.finalize().as_bytes()[..32]);
+    hash
 }
 
 pub fn leaf_hash(block: &[u8]) -> Hash {

@@ -8,11 +8,13 @@
 //! From the ground up: [`encoding`], [`crypto`], [`manifest`], [`signature`], [`tree`], [`proof`],
 //! [`encryption`], [`storage`], [`core`]; beside them [`mux`] and
 //! [`wire`], the messages of replication.
-//! On a [`feed`]: [`bee`], [`blobs`], [`drive`].
+//! On a [`feed`]: [`bee`], [`blobs`], [`drive`], [`trie`]; and [`bus`].
 
 pub mod bee;
 pub mod blobs;
+pub mod bus;
 pub mod core;
+pub mod corestore;
 pub mod crypto;
 pub mod drive;
 pub mod encoding;
@@ -29,6 +31,7 @@ pub mod storage;
 pub mod store;
 pub mod stream;
 pub mod tree;
+pub mod trie;
 pub mod wire;
 
 pub use error::{DataError, StorageError};

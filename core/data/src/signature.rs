@@ -145,19 +145,6 @@ impl Verifier {
         alone && matches!(&signers[..], [signer] if signer.public_key == pair.public_key())
     }
 
-    /// Whether the only signer of this core has signed a tree of which just the hash is known.
-    pub(crate) fn verify_hash(&self, hash: &Hash, length: u64, fork: u64, signature: &[u8]) -> bool {
-        let [signer] = &self.manifest.signers[..] else { return false };
-        let parts = match <[u8; 64]>::try_from(signature) {
-            Ok(raw) if self.compat || self.manifest.version == 0 => vec![raw],
-            _ => MultiSignature::decode(signature)
-                .map(|envelope| envelope.parts.iter().map(|part| part.signature).collect())
-                .unwrap_or_default(),
-        };
-        let signable = self.signable_hash(hash, length, fork, 0);
-        matches!(&parts[..], [part] if crypto::verify(&signable, part, &signer.public_key))
-    }
-
     pub fn verify(&self, head: &Head, signature: &[u8]) -> bool {
         let (manifest, version) = (&self.manifest, self.manifest.version);
         if self.compat || (version == 0 && !manifest.allow_patch && manifest.signers.len() == 1) {

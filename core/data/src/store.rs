@@ -56,7 +56,7 @@ impl Default for Options {
             dirty_bytes: 16 << 20,
             log_bytes: 128 << 20,
             cache_bytes: 32 << 20,
-            loaded_cores: 1024,
+            loaded_cores: 16_384,
         }
     }
 }

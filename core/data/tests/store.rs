@@ -3,6 +3,7 @@
 mod golden_kit;
 
 use cloudpal_data::core::{Core, Durability, Open};
+use cloudpal_data::corestore::Corestore;
 use cloudpal_data::feed::Feed;
 use cloudpal_data::manifest::Manifest;
 use cloudpal_data::proof::{Request, UpgradeWanted, Wanted};
@@ -350,4 +351,107 @@ fn who_may_open_what() {
     assert_ne!(compat.key(), core.key());
     compat.append(&[b"block"], Durability::Synced).unwrap();
     assert!(compat.verify().unwrap().is_empty());
+}
+
+#[test]
+fn named_cores_are_those_of_corestore() {
+    let named = &golden_kit::golden()["named"];
+    let disk = MemoryDisk::default();
+    let corestore =
+        Corestore::open(open_at(&disk, 1, SMALL).unwrap(), golden_kit::hash(&named["primary_key"])).unwrap();
+    let rows = golden_kit::list(&named["cores"]);
+    for row in &rows {
+        let path = golden_kit::list(&row["path"]);
+        let at =
+            path.iter().fold(corestore.clone(), |at, part| at.namespace(part.as_str().unwrap().as_bytes()));
+        let core = at.get(row["name"].as_str().unwrap().as_bytes()).unwrap();
+        assert_eq!(*core.key(), golden_kit::hash(&row["key"]));
+        assert_eq!(*core.discovery_key(), golden_kit::hash(&row["discovery_key"]));
+        core.append(&[b"block"], Durability::Synced).unwrap();
+    }
+    drop(corestore);
+    // The primary key of a store stays what it was.
+    let corestore = Corestore::open(open_at(&disk, 2, SMALL).unwrap(), [99; 32]).unwrap();
+    let names = corestore.names().unwrap();
+    assert_eq!(names.len(), rows.len());
+    for row in &rows {
+        let key = golden_kit::hash(&row["key"]);
+        let found = names.iter().find(|named| named.key == key).unwrap();
+        assert_eq!(found.name, row["name"].as_str().unwrap().as_bytes());
+        assert_eq!(found.namespace, golden_kit::hash(&row["namespace"]));
+        assert_eq!(corestore.store().find(&golden_kit::hash(&row["discovery_key"])), Some(key));
+    }
+    assert_eq!(corestore.get(b"a").unwrap().get(0).unwrap(), b"block");
+}
+
+/// The workload of the golden store: every kind of record, some before a checkpoint and some after it.
+fn write_golden(disk: &MemoryDisk) {
+    let store = open_at(disk, 1, SMALL).unwrap();
+    let core = store.core(&Open::pair(pair(1))).unwrap();
+    fill(&core, 0, 40);
+    core.sync().unwrap();
+    core.set_user_data(b"cursor", Some(b"7"), Durability::Synced).unwrap();
+    let compat = store.core(&Open::compat(pair(2)).encrypted([9; 32])).unwrap();
+    fill(&compat, 0, 5);
+    compat.truncate(3, 1).unwrap();
+    store.set_meta(b"alias", Some(b"value")).unwrap();
+    let gone = store.core(&Open::pair(pair(3))).unwrap();
+    gone.append(&[b"gone"], Durability::Synced).unwrap();
+    store.remove(gone.key()).unwrap();
+    store.checkpoint().unwrap();
+    core.clear(10, 20).unwrap();
+    let reader = store.core(&Open::key(Open::pair(pair(4)).core_key())).unwrap();
+    let source = open_at(&MemoryDisk::default(), 1, SMALL).unwrap();
+    let writer = source.core(&Open::pair(pair(4))).unwrap();
+    fill(&writer, 0, 9);
+    writer.sync().unwrap();
+    copy(&writer, &reader, [2, 8].into_iter());
+    fill(&core, 40, 45);
+    core.sync().unwrap();
+}
+
+fn check_golden(store: &Store) {
+    let core = store.core(&Open::pair(pair(1)).existing()).unwrap();
+    assert_eq!((core.length(), core.info().unwrap().synced_length), (45, 45));
+    for index in 0..45 {
+        let expected = match index {
+            10..20 => Err(DataError::NotHere { index }),
+            _ => Ok(block(index, index * 37 % 101)),
+        };
+        assert_eq!(core.get(index), expected);
+    }
+    assert_eq!(core.user_data(b"cursor").unwrap().unwrap(), b"7");
+    let compat = store.core(&Open::compat(pair(2)).encrypted([9; 32]).existing()).unwrap();
+    is_filled(&compat, 3);
+    assert_eq!(compat.fork(), 1);
+    assert_eq!(store.meta(b"alias").unwrap(), b"value");
+    let reader = store.core(&Open::key(Open::pair(pair(4)).core_key()).existing()).unwrap();
+    assert_eq!((reader.length(), reader.has(2).unwrap(), reader.has(3).unwrap()), (9, true, false));
+    assert_eq!(reader.get(8).unwrap(), block(8, 8 * 37 % 101));
+    assert_eq!(store.keys().len(), 3);
+    for core in [core, compat, reader] {
+        assert!(core.verify().unwrap().is_empty());
+    }
+}
+
+/// A store as version 1 wrote it is read for ever. `WRITE_GOLDEN=1` makes the file anew: only for a new version.
+#[test]
+fn the_golden_store_of_version_1() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/store-1.json");
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
+        let disk = MemoryDisk::default();
+        write_golden(&disk);
+        let hex = |bytes: &Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let files: serde_json::Map<String, serde_json::Value> =
+            disk.image().iter().map(|(file, bytes)| (file.to_string(), hex(bytes).into())).collect();
+        std::fs::write(&path, serde_json::to_string_pretty(&files).unwrap() + "\n").unwrap();
+    }
+    let files: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let files = files.as_object().unwrap().iter();
+    let disk = MemoryDisk::of(files.map(|(file, hex)| (file.parse().unwrap(), golden_kit::bytes(hex))).collect());
+    let store = open_at(&disk, 50, SMALL).unwrap();
+    check_golden(&store);
+    store.compact().unwrap();
+    drop(store);
+    check_golden(&open_at(&disk, 51, SMALL).unwrap());
 }

@@ -64,9 +64,7 @@ fn block(index: u64, size: usize) -> Vec<u8> {
 }
 
 async fn until(hub: &Hub<StoredCores>, what: impl Fn(&Event) -> bool) {
-    let waiting = async {
-        while !hub.events().await.iter().any(&what) {}
-    };
+    let waiting = async { while !hub.events().await.iter().any(&what) {} };
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens within a minute");
 }
 

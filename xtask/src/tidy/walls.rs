@@ -11,7 +11,7 @@ const WALLS: [(&str, &[&str]); 13] = [
     ("cloudpal-compute", &["cloudpal-model"]),
     ("cloudpal-control", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
     ("cloudpal-data", &["cloudpal-model"]),
-    ("cloudpal-host", &["cloudpal-model", "cloudpal-net", "cloudpal-compute"]),
+    ("cloudpal-host", &["cloudpal-model", "cloudpal-net", "cloudpal-data", "cloudpal-compute"]),
     ("cloudpal-api", &["cloudpal-model"]),
     ("cloudpal", &["cloudpal-api", "cloudpal-model"]),
     (

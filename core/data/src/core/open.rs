@@ -48,6 +48,11 @@ impl Open {
         Open { manifest: Some(verifier.manifest().clone()), ..Open::key(*verifier.key()) }
     }
 
+    /// The key of the core that is meant.
+    pub fn core_key(&self) -> Hash {
+        self.key
+    }
+
     #[must_use]
     pub fn with_pair(mut self, pair: KeyPair) -> Self {
         self.pair = Some(pair);
@@ -73,11 +78,13 @@ impl Store {
     pub fn core(&self, open: &Open) -> Result<Core, DataError> {
         let given = open.manifest.clone().map(|manifest| Verifier::new(open.key, manifest)).transpose()?;
         let mut inner = self.lock();
+        if !inner.poisoned {
+            inner.relieve()?;
+        }
         let id = match inner.id_of(&open.key) {
             Some(id) => id,
             None if !open.create => return Err(DataError::NoSuchCore),
             None => {
-                inner.relieve()?;
                 let id = inner.next_core();
                 let change = Change::Create { key: open.key, manifest: open.manifest.clone() };
                 inner.write(record::small(id, &change))?;

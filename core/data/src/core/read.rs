@@ -104,16 +104,34 @@ impl Core {
 
     /// A block as it is in the tree.
     pub fn get_raw(&self, index: u64) -> Result<Vec<u8>, DataError> {
-        let found = self.find(self.store.lock(), index)?;
+        let found = self.find(&mut self.store.lock(), index)?;
         match read_checked(&found) {
             Ok(block) => Ok(block),
             // It may have been moved, or replaced, since we looked.
-            Err(_) => read_checked(&self.find(self.store.lock(), index)?),
+            Err(_) => {
+                let found = self.find(&mut self.store.lock(), index)?;
+                read_checked(&found)
+            }
         }
     }
 
-    fn find(&self, mut inner: MutexGuard<'_, Inner>, index: u64) -> Result<Found, DataError> {
-        self.within(&mut inner, index)?;
+    /// Several blocks at once, each as [`Self::get`] answers it: the store is held only once for all of them.
+    pub fn get_many(&self, indexes: &[u64]) -> Vec<Result<Vec<u8>, DataError>> {
+        let mut inner = self.store.lock();
+        let found: Vec<_> = indexes.iter().map(|index| self.find(&mut inner, *index)).collect();
+        drop(inner);
+        let read = |(found, index): (Result<Found, DataError>, &u64)| match read_checked(&found?) {
+            Ok(block) => match &self.cipher {
+                Some(cipher) => cipher.decrypt(*index, &block),
+                None => Ok(block),
+            },
+            Err(_) => self.get(*index),
+        };
+        found.into_iter().zip(indexes).map(read).collect()
+    }
+
+    fn find(&self, inner: &mut MutexGuard<'_, Inner>, index: u64) -> Result<Found, DataError> {
+        self.within(inner, index)?;
         let (state, floor) = inner.parts(self.id)?;
         if !state.has(floor, index)? {
             return Err(DataError::NotHere { index });
@@ -167,7 +185,8 @@ impl Core {
         if !state.has(floor, block.index)? {
             return Err(DataError::NotHere { index: block.index });
         }
-        let found = self.find(inner, block.index)?;
+        let found = self.find(&mut inner, block.index)?;
+        drop(inner);
         block.value = read_checked(&found)?;
         Ok(proof)
     }

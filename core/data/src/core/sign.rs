@@ -17,8 +17,9 @@ impl Core {
     }
 
     pub(super) fn finish(&self, inner: MutexGuard<'_, Inner>) -> Result<(), DataError> {
-        let end = inner.floor.log.end;
-        let mut inner = self.store.sync_to(inner, end)?;
+        // Other cores' records after our last one need not be waited for.
+        let target = inner.touched.get(&self.id).copied().unwrap_or_default();
+        let mut inner = self.store.sync_to(inner, target)?;
         let Some(head) = self.safe_head(&mut inner)? else { return Ok(()) };
         let Some(pair) = &self.pair else { return Ok(()) };
         let (state, _) = inner.parts(self.id)?;

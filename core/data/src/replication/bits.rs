@@ -3,7 +3,7 @@
 //! Only a hint: what a peer claims costs it a message, so what is kept of it is bounded, whatever it claims. Claims
 //! beyond the bound are not kept, and those blocks are then asked of others.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 const PAGE_BITS: u64 = 1 << 15;
 const WORDS: usize = (PAGE_BITS / 64) as usize;
@@ -17,7 +17,7 @@ pub struct PeerBits {
     contiguous: u64,
     /// Long spans, from their start to their end; they do not touch each other.
     spans: BTreeMap<u64, u64>,
-    pages: HashMap<u64, Box<[u64; WORDS]>>,
+    pages: BTreeMap<u64, Box<[u64; WORDS]>>,
 }
 
 impl PeerBits {
@@ -58,7 +58,7 @@ impl PeerBits {
     }
 
     fn next_page(&self, after: u64) -> Option<u64> {
-        self.pages.keys().copied().filter(|page| *page > after).min()
+        self.pages.range(after + 1..).next().map(|(page, _)| *page)
     }
 
     pub fn set_range(&mut self, start: u64, length: u64) {
@@ -86,12 +86,17 @@ impl PeerBits {
     }
 
     fn set(&mut self, index: u64) {
-        let page = index / PAGE_BITS;
-        if self.pages.len() >= MAX_PAGES && !self.pages.contains_key(&page) {
-            return;
+        if let Some(words) = self.page(index / PAGE_BITS) {
+            words[(index % PAGE_BITS / 64) as usize] |= 1 << (index % 64);
         }
-        let words = self.pages.entry(page).or_insert_with(|| Box::new([0; WORDS]));
-        words[(index % PAGE_BITS / 64) as usize] |= 1 << (index % 64);
+    }
+
+    /// A page to be changed, unless there are too many.
+    fn page(&mut self, page: u64) -> Option<&mut [u64; WORDS]> {
+        if self.pages.len() >= MAX_PAGES && !self.pages.contains_key(&page) {
+            return None;
+        }
+        Some(self.pages.entry(page).or_insert_with(|| Box::new([0; WORDS])))
     }
 
     /// It has these no more.
@@ -130,13 +135,18 @@ impl PeerBits {
     pub fn set_words(&mut self, start: u64, words: &[u32]) {
         let length = words.len() as u64 * 32;
         self.drop_range(start, length);
-        for (at, word) in words.iter().enumerate() {
+        for (at, word) in words.iter().enumerate().filter(|(_, word)| **word != 0) {
             let first = start + at as u64 * 32;
             if *word == u32::MAX && first <= self.contiguous {
                 self.set_range(first, 32);
-                continue;
+            } else if first.is_multiple_of(32)
+                && first > self.contiguous
+                && let Some(page) = self.page(first / PAGE_BITS)
+            {
+                page[(first % PAGE_BITS / 64) as usize] |= u64::from(*word) << (first % 64);
+            } else {
+                (0..32).filter(|bit| word >> bit & 1 == 1).for_each(|bit| self.set_range(first + bit, 1));
             }
-            (0..32).filter(|bit| word >> bit & 1 == 1).for_each(|bit| self.set_range(first + bit, 1));
         }
     }
 }
@@ -194,7 +204,7 @@ mod tests {
                     }
                     Told::Drop(start, length) => {
                         bits.drop_range(start, length);
-                        (start..start + length).for_each(|index| drop(set.remove(&index)));
+                        set.retain(|index| *index < start || *index >= start + length);
                     }
                     Told::Words(start, words) => {
                         bits.set_words(start, &words);

@@ -15,6 +15,8 @@ const MAX_TO_ANSWER: usize = 4096;
 const MAX_TO_TELL: usize = 4096;
 const MAX_REFUSED: u32 = 32;
 const MAX_WANTS: usize = 8;
+/// As much as one want asks for; the JavaScript stack sends pages of 1,024 words.
+const MAX_WORDS: usize = 1 << 16;
 const MAX_EXTENSION_NAME: usize = 256;
 
 impl Replication {
@@ -184,6 +186,9 @@ impl Replication {
             Message::Want(span) => want(peer, lines, core, span),
             Message::Unwant(span) => peer.their_wants.retain(|each| *each != span),
             Message::Bitfield { start, words } => {
+                if words.len() > MAX_WORDS {
+                    return Err(Refusal::Flood("a bitfield of more than 2^21 blocks"));
+                }
                 peer.bits.set_words(start, &words);
                 peer.look_again_from(start);
                 self.touched.insert(core);

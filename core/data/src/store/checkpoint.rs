@@ -44,7 +44,7 @@ impl Inner {
         self.floor.log.write_first(first)?;
         self.since_checkpoint = 0;
         self.remove_dead(replay.segment)?;
-        if self.loaded.len() > self.options.loaded_cores {
+        if self.loaded.len() > self.options.loaded_cores / 16 {
             self.loaded.clear();
         }
         Ok(())

@@ -50,6 +50,10 @@ impl Inner {
     }
 
     fn rewrite(&mut self, segment: u32) -> Result<(), DataError> {
+        // By now it may be dead, or gone: the next checkpoint removes what is dead.
+        if self.floor.live.get(&segment).is_none_or(|live| *live == 0) {
+            return Ok(());
+        }
         let from = At { segment, offset: SEGMENT_HEAD as u32 };
         let mut scan = Scan::new(&mut self.floor.log, from, None)?;
         let mut copies: BTreeMap<u32, Copies> = BTreeMap::new();

@@ -43,8 +43,10 @@ impl Store {
         } else {
             inner.read_checkpoint()?;
         }
+        // What the log after the checkpoint has freed is still needed to replay that log again.
+        let needed = inner.floor.live.clone();
         inner.replay()?;
-        inner.remove_strays()?;
+        inner.remove_strays(&needed)?;
         inner.floor.log.roll()?;
         let First { replay, newest, .. } = inner.floor.log.first;
         if inner.since_checkpoint > options.log_bytes / 4 || newest - replay.segment > MANY_SEGMENTS {
@@ -144,7 +146,7 @@ impl Inner {
     }
 
     /// Files of which no checkpoint knows anything: of a segment that was just begun, or already given up.
-    fn remove_strays(&mut self) -> Result<(), DataError> {
+    fn remove_strays(&mut self, needed: &BTreeMap<u32, u64>) -> Result<(), DataError> {
         let First { replay, newest, .. } = self.floor.log.first;
         for file in self.floor.log.disk.files()? {
             let Ok(segment) = u32::try_from(file) else { continue };
@@ -154,8 +156,7 @@ impl Inner {
                     return Err(damaged(0, 0, "the first file is older than the newest segment"));
                 }
             }
-            let dead =
-                segment < replay.segment && self.floor.live.get(&segment).is_none_or(|live| *live == 0);
+            let dead = segment < replay.segment && needed.get(&segment).is_none_or(|live| *live == 0);
             if segment > newest || (dead && segment != 0) {
                 self.floor.log.disk.remove(file)?;
                 self.floor.log.forget(segment);

@@ -17,9 +17,9 @@ pub(crate) const PLACES: u8 = 1;
 pub(crate) const BITS: u8 = 2;
 
 /// Entries of a page, and the bytes of each.
-pub(crate) const NODES_IN_PAGE: u64 = 256;
+pub(crate) const NODES_IN_PAGE: u64 = 128;
 pub(crate) const NODE_BYTES: usize = 40;
-pub(crate) const PLACES_IN_PAGE: u64 = 256;
+pub(crate) const PLACES_IN_PAGE: u64 = 128;
 pub(crate) const PLACE_BYTES: usize = 16;
 pub(crate) const BITS_IN_PAGE: u64 = 8192;
 

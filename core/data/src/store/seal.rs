@@ -9,8 +9,8 @@ use crate::crypto::{self, Hash};
 use aes::Aes256;
 use aes_gcm::aead::AeadInPlace;
 use aes_gcm::{Aes256Gcm, KeyInit};
-use ctr::Ctr32BE;
-use ctr::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
+use ctr::cipher::{InnerIvInit, StreamCipher, StreamCipherCoreWrapper, StreamCipherSeek};
+use ctr::{CtrCore, flavors};
 use std::fmt;
 
 pub(crate) const TAG: usize = 16;
@@ -35,7 +35,7 @@ impl RootKey {
 /// The key of one segment.
 pub(crate) struct SealKey {
     gcm: Aes256Gcm,
-    raw: Hash,
+    raw: Aes256,
 }
 
 impl fmt::Debug for SealKey {
@@ -52,7 +52,7 @@ fn nonce(offset: u64) -> [u8; 12] {
 
 impl SealKey {
     pub fn new(raw: Hash) -> Self {
-        SealKey { gcm: Aes256Gcm::new(&raw.into()), raw }
+        SealKey { gcm: Aes256Gcm::new(&raw.into()), raw: Aes256::new(&raw.into()) }
     }
 
     /// Encrypts `body` in place and answers its tag; `open` is protected, but not hidden.
@@ -71,7 +71,8 @@ impl SealKey {
         let mut counter = [0; 16];
         counter[..12].copy_from_slice(&nonce(offset));
         counter[15] = 2;
-        let mut stream = Ctr32BE::<Aes256>::new(&self.raw.into(), &counter.into());
+        let core = CtrCore::<Aes256, flavors::Ctr32BE>::inner_iv_init(self.raw.clone(), &counter.into());
+        let mut stream = StreamCipherCoreWrapper::from_core(core);
         if stream.try_seek(skip).is_ok() {
             stream.apply_keystream(part);
         }

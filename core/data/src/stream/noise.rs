@@ -6,7 +6,7 @@
 
 use super::StreamError;
 use crate::crypto::{KeyPair, PublicKey};
-use blake2::{Blake2b512, Digest};
+use blake2b_simd::State;
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{ChaCha20Poly1305, KeyInit};
 
@@ -184,9 +184,11 @@ impl Handshake {
 }
 
 fn wide_hash(parts: &[&[u8]]) -> Wide {
-    let mut state = Blake2b512::new();
-    parts.iter().for_each(|part| state.update(part));
-    state.finalize().into()
+    let mut state = State::new();
+    for part in parts {
+        state.update(part);
+    }
+    *state.finalize().as_array()
 }
 
 /// HMAC with BLAKE2b-512, whose blocks are of 128 bytes.

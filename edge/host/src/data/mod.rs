@@ -1,3 +1,4 @@
-//! The Linux side of the data: connections that carry replication.
+//! The Linux side of the data: the disk under a store, and connections that carry replication.
 
+pub mod disk;
 pub mod transport;
