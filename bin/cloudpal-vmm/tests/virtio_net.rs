@@ -130,7 +130,7 @@ fn frames_go_out_whole_and_gathered() {
     rig.descriptor(TRANSMIT, 0, BUFFERS, HEADER as u32 + 4, NEXT, 1);
     rig.descriptor(TRANSMIT, 1, BUFFERS + 0x1000, 5, 0, 0);
     rig.offer(TRANSMIT, 0);
-    assert_eq!(rig.set(register::QUEUE_NOTIFY, TRANSMIT as u32), Work { interrupt: true, more: false });
+    assert_eq!(rig.set(register::QUEUE_NOTIFY, TRANSMIT as u32), Work { interrupt: true, ..Work::default() });
     assert_eq!(rig.sent().as_deref(), Some(&b"one frame"[..]));
     assert_eq!(rig.used(TRANSMIT).0, 1);
     assert_eq!(rig.get(register::INTERRUPT_STATUS), 1);

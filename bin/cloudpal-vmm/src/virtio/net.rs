@@ -3,10 +3,11 @@
 //! Invariant: a frame is read from the TAP only when the guest has a buffer for it. Until then it waits in the TAP,
 //! where falling asleep finds it.
 
-use super::{Broken, Device, GuestMemory, Work};
+use super::{Broken, Device, GuestMemory, Mismatch, Source, Work, copy_config, mmio::QUEUE_SIZE_MAX};
 use std::{
     fs::File,
     io::{self, Read, Write},
+    os::fd::AsRawFd,
 };
 use virtio_queue::{Queue, QueueOwnedT, QueueT, Reader, Writer};
 
@@ -16,6 +17,7 @@ pub const TRANSMIT: usize = 1;
 pub const HEADER: usize = 12;
 /// The largest frame that a TAP takes or gives: an IP packet and an Ethernet header with a VLAN tag.
 pub const FRAME_MAX: usize = 65_535 + 18;
+const STATE_VERSION: u8 = 1;
 const FEATURE_MAC: u64 = 1 << 5;
 
 pub struct Net {
@@ -95,19 +97,26 @@ fn send(tap: &mut File, frame: &[u8]) -> io::Result<()> {
 
 fn done(used: bool, queue: &mut Queue, memory: &GuestMemory) -> Result<Work, Broken> {
     let interrupt = used && queue.needs_notification(memory).map_err(|_| Broken)?;
-    Ok(Work { interrupt, more: false })
+    Ok(Work { interrupt, ..Work::default() })
 }
 
 impl Device for Net {
-    const KIND: u32 = 1;
-    const QUEUES: usize = 2;
+    fn kind(&self) -> u32 {
+        1
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE_MAX; 2]
+    }
 
     fn features(&self) -> u64 {
         FEATURE_MAC
     }
 
-    fn config(&self) -> &[u8] {
-        &self.mac
+    fn activate(&mut self, _acked: u64) {}
+
+    fn read_config(&self, offset: u64, to: &mut [u8]) {
+        copy_config(&self.mac, offset, to);
     }
 
     fn work(&mut self, queue: usize, queues: &mut [Queue], memory: &GuestMemory) -> Result<Work, Broken> {
@@ -115,6 +124,23 @@ impl Device for Net {
             (RECEIVE, [receive, _]) => self.receive(receive, memory),
             (TRANSMIT, [_, transmit]) => self.transmit(transmit, memory),
             _ => Ok(Work::default()),
+        }
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        vec![Source { fd: self.tap.as_raw_fd(), queue: RECEIVE }]
+    }
+
+    fn reset(&mut self) {}
+
+    fn save(&self) -> Vec<u8> {
+        vec![STATE_VERSION]
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), Mismatch> {
+        match bytes {
+            [STATE_VERSION] => Ok(()),
+            _ => Err(Mismatch("it is no state of a network device")),
         }
     }
 }
