@@ -1,5 +1,6 @@
-//! `cloudpal-vmm`: tries the embedded VMM on this host, and measures it, each time with the tiny guest.
+//! `cloudpal-vmm`: runs one microVM for the daemon, jailed; and tries and measures the embedded VMM on this host.
 
+mod jail;
 mod measure;
 
 use clap::{Parser, Subcommand};
@@ -10,7 +11,7 @@ use cloudpal_vmm::{
 };
 use std::{path::PathBuf, process::ExitCode};
 
-/// The embedded VMM. It has no devices yet: what it can run is its own tiny guest.
+/// The embedded VMM: one process, one microVM.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -32,6 +33,28 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         snapshot: PathBuf,
     },
+    /// Try one thing that a hostile VMM would; without a name, list them all. For the jail's tests.
+    #[command(hide = true)]
+    Attempt(Attempt),
+}
+
+#[derive(clap::Args)]
+struct Attempt {
+    #[arg(long, value_enum)]
+    jail: Jail,
+    #[arg(long)]
+    first_uid: u32,
+    #[command(flatten)]
+    targets: jail::attempts::Targets,
+    name: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Jail {
+    /// A mount namespace only, so that the attempts leave nothing behind.
+    None,
+    Closed,
+    Filtered,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +62,7 @@ fn main() -> ExitCode {
         Command::Check { dir } => check(&dir.join("asleep")),
         Command::Measure(options) => measure::run(&options),
         Command::Footprint { snapshot } => measure::footprint(&snapshot),
+        Command::Attempt(options) => attempt(&options).map_err(|error| Error::Host(error.to_string())),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,4 +101,24 @@ fn booted(host: &Host, memory_mib: u32) -> Result<Machine, Error> {
     let mut machine = Spare::make(host, memory_mib)?.boot(host, tiny_guest::ELF, "")?;
     machine.run(&mut Operator::default())?;
     Ok(machine)
+}
+
+fn attempt(options: &Attempt) -> Result<(), Box<dyn std::error::Error>> {
+    let Some(name) = &options.name else {
+        jail::attempts::ALL.iter().for_each(|(name, _)| println!("{name}"));
+        return Ok(());
+    };
+    let filters = jail::filter::Filters::compile()?;
+    if options.jail == Jail::None {
+        jail::mounts_of_its_own()?;
+    } else {
+        jail::close_from(3)?;
+        jail::enter(jail::user(options.first_uid, jail::outer_pid()?), 1)?;
+    }
+    if options.jail == Jail::Filtered {
+        filters.apply_to_process()?;
+    }
+    let outcome = jail::attempts::make(&options.targets, name);
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
 }
