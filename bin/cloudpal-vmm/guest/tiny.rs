@@ -83,9 +83,32 @@ fn obey(command: u32) -> Option<u32> {
             // SAFETY: an undefined instruction, and there is no handler: that is what is asked for.
             unsafe { asm!("ud2", options(noreturn)) }
         }
+        NOBODY => alone(),
         VECTORS => Some(swap_vector_register(input(ARGUMENT_PORT))),
         _ => Some(PANICKED),
     }
+}
+
+/// Shows on the console that it runs, and that it woke.
+fn alone() -> ! {
+    let first = read(RENEWAL_PAGE);
+    tell(first);
+    while read(RENEWAL_PAGE) == first {}
+    tell(read(RENEWAL_PAGE));
+    halt()
+}
+
+fn tell(word: u32) {
+    for digit in (0..8).rev() {
+        let value = (word >> (digit * 4)) as u8 & 0xf;
+        print(if value < 10 { b'0' + value } else { b'a' + value - 10 });
+    }
+    print(b'\n');
+}
+
+fn print(byte: u8) {
+    // SAFETY: as for `output`.
+    unsafe { asm!("out dx, al", in("dx") COM1, in("al") byte, options(nomem, nostack)) };
 }
 
 fn output(port: u16, value: u32) {

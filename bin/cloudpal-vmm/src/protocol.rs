@@ -37,6 +37,12 @@ pub const FAULT: u32 = 9;
 /// Keeps the argument in a vector register, and answers what was in it before.
 pub const VECTORS: u32 = 10;
 
+/// What is read where nobody answers: the guest runs on a real machine. It says so on COM1, one line of the renewal
+/// page's first word in hexadecimal, and once more when that has changed, which is after a wake; then it halts.
+pub const NOBODY: u32 = u32::MAX;
+/// Where the console is.
+pub const COM1: u16 = 0x3f8;
+
 /// Where the tally is, in guest memory.
 pub const TALLY: u64 = 0x20_0000;
 /// Where the count of `SPIN` is.
