@@ -6,7 +6,7 @@ mod measure;
 use clap::{Parser, Subcommand};
 use cloudpal_model::Problem;
 use cloudpal_vmm::{
-    Error, Host, Machine, Snapshot, Spare,
+    Boot, Error, Host, Image, Machine, Shape, Snapshot, Spare,
     tiny_guest::{self, Operator, ask, protocol},
 };
 use std::{path::PathBuf, process::ExitCode};
@@ -79,12 +79,12 @@ fn check(dir: &std::path::Path) -> Result<(), Error> {
     let mut machine = booted(&host, MIB)?;
     println!("boots");
     let before = ask(&mut machine, protocol::COUNT, 0)?;
-    Snapshot::take(&mut machine, &host, dir)?;
+    Snapshot::take(&mut machine, dir)?;
     drop(machine);
     println!("sleeps, in {}", dir.display());
     let snapshot = Snapshot::open(&host, dir)?;
     snapshot.verify_memory()?;
-    let mut machine = snapshot.wake(Spare::make(&host, MIB)?)?;
+    let mut machine = snapshot.wake(&host, Spare::make(&host, Shape::plain(MIB))?)?;
     match ask(&mut machine, protocol::COUNT, 0)? {
         count if count == before + 1 => println!("wakes, and goes on where it was"),
         count => {
@@ -98,7 +98,8 @@ fn check(dir: &std::path::Path) -> Result<(), Error> {
 
 /// The tiny guest, waiting for its first command.
 fn booted(host: &Host, memory_mib: u32) -> Result<Machine, Error> {
-    let mut machine = Spare::make(host, memory_mib)?.boot(host, tiny_guest::ELF, "")?;
+    let mut machine = Spare::make(host, Shape::plain(memory_mib))?
+        .boot(host, Boot::plain(Image::Bytes(tiny_guest::ELF), ""))?;
     machine.run(&mut Operator::default())?;
     Ok(machine)
 }

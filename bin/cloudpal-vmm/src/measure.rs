@@ -6,7 +6,7 @@
 //! a spare for the pool, and throwing a machine away, happen outside the measured time.
 
 use cloudpal_vmm::{
-    Ended, Error, Host, Machine, Pool, Snapshot, Spare,
+    Boot, Ended, Error, Host, Image, Machine, Pool, Shape, Snapshot, Spare,
     tiny_guest::{self, Operator, ask, protocol},
 };
 use serde_json::{Value, json};
@@ -70,8 +70,8 @@ fn prepare(host: &Arc<Host>, dir: &Path, memory_mib: u32) -> Result<Size, Error>
     ask(&mut machine, protocol::TOUCH, 256)?;
     let snapshot = dir.join(format!("asleep-{memory_mib}"));
     let started = Instant::now();
-    Snapshot::take(&mut machine, host, &snapshot)?;
-    let pool = Pool::new(host.clone(), memory_mib);
+    Snapshot::take(&mut machine, &snapshot)?;
+    let pool = Pool::new(host.clone(), Shape::plain(memory_mib));
     let (save, from_pool, without_pool, boot) = (started.elapsed(), vec![], vec![], vec![]);
     Ok(Size { memory_mib, snapshot, pool, save, from_pool, without_pool, boot })
 }
@@ -83,7 +83,7 @@ fn one_round(host: &Host, size: &mut Size) -> Result<Samples, Error> {
     let started = Instant::now();
     let snapshot = Snapshot::open(host, &size.snapshot)?;
     let opened = started.elapsed();
-    let mut machine = snapshot.wake(size.pool.take()?)?;
+    let mut machine = snapshot.wake(host, size.pool.take()?)?;
     let placed = started.elapsed();
     first_exit(&mut machine)?;
     let ran = started.elapsed();
@@ -91,14 +91,14 @@ fn one_round(host: &Host, size: &mut Size) -> Result<Samples, Error> {
 
     let started = Instant::now();
     let snapshot = Snapshot::open(host, &size.snapshot)?;
-    let mut machine = snapshot.wake(Spare::make(host, size.memory_mib)?)?;
+    let mut machine = snapshot.wake(host, Spare::make(host, Shape::plain(size.memory_mib))?)?;
     first_exit(&mut machine)?;
     let without_pool = started.elapsed();
     drop(machine);
 
     let started = Instant::now();
-    let spare = Spare::make(host, size.memory_mib)?;
-    let mut machine = spare.boot(host, tiny_guest::ELF, "")?;
+    let spare = Spare::make(host, Shape::plain(size.memory_mib))?;
+    let mut machine = spare.boot(host, Boot::plain(Image::Bytes(tiny_guest::ELF), ""))?;
     first_exit(&mut machine)?;
     let boot = started.elapsed();
     Ok(([opened, placed - opened, ran - placed], without_pool, boot))
@@ -131,7 +131,7 @@ fn tell(host: &Arc<Host>, size: &Size, clones: usize) -> Result<Value, Error> {
 }
 
 fn many(host: &Arc<Host>, size: &Size, count: usize) -> Result<Value, Error> {
-    let mut pool = Pool::new(host.clone(), size.memory_mib);
+    let mut pool = Pool::new(host.clone(), Shape::plain(size.memory_mib));
     let started = Instant::now();
     pool.fill(count)?;
     let filled = started.elapsed();
@@ -139,7 +139,7 @@ fn many(host: &Arc<Host>, size: &Size, count: usize) -> Result<Value, Error> {
     let snapshot = Snapshot::open(host, &size.snapshot)?;
     let mut clones = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut machine = snapshot.wake(pool.take()?)?;
+        let mut machine = snapshot.wake(host, pool.take()?)?;
         first_exit(&mut machine)?;
         clones.push(machine);
     }
@@ -168,7 +168,7 @@ pub fn footprint(dir: &Path) -> Result<(), Error> {
     let host = Host::open()?;
     let snapshot = Snapshot::open(&host, dir)?;
     let memory_mib = (snapshot.state.memory_bytes >> 20) as u32;
-    let mut machine = snapshot.wake(Spare::make(&host, memory_mib)?)?;
+    let mut machine = snapshot.wake(&host, Spare::make(&host, Shape::plain(memory_mib))?)?;
     first_exit(&mut machine)?;
     let (maps, guest) = (Maps::read()?, machine.memory.host_ranges());
     let told = json!({

@@ -8,8 +8,8 @@
 //! Each register is writable only in its own phase; a write in another is swallowed. So nothing of a queue can change
 //! while the device looks at it.
 
-use super::{Device, GuestMemory, Work};
-use virtio_queue::{Queue, QueueT};
+use super::{Device, GuestMemory, Mismatch, Work};
+use virtio_queue::{Queue, QueueState, QueueT};
 
 pub const QUEUE_SIZE_MAX: u16 = 256;
 const MAGIC: u32 = 0x7472_6976;
@@ -242,11 +242,76 @@ impl<D: Device> Transport<D> {
         self.status & status::NEEDS_RESET != 0
     }
 
+    /// The guest was told of something and has not acknowledged it.
+    pub fn interrupt_pending(&self) -> bool {
+        self.interrupt_status != 0
+    }
+
+    pub fn save(&self) -> TransportState {
+        TransportState {
+            kind: self.device.kind(),
+            status: self.status,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            interrupt_status: self.interrupt_status,
+            generation: self.generation,
+            queues: self.queues.iter().map(Queue::state).collect(),
+            device: self.device.save(),
+        }
+    }
+
+    /// Puts saved state into a device that is new. Everything in it is foreign.
+    pub fn restore(&mut self, state: &TransportState, memory: &GuestMemory) -> Result<(), Mismatch> {
+        if state.kind != self.device.kind() {
+            return Err(Mismatch("it is another kind of device"));
+        }
+        if state.driver_features & !self.offered() != 0 {
+            return Err(Mismatch("the guest uses features that this device does not have"));
+        }
+        let sizes = self.device.queue_sizes();
+        if !state.queues.iter().map(|queue| queue.max_size).eq(sizes.iter().copied()) {
+            return Err(Mismatch("its queues are other ones"));
+        }
+        let queues = state.queues.iter().map(|queue| Queue::try_from(*queue));
+        self.queues = queues.collect::<Result<_, _>>().map_err(|_| Mismatch("a queue of it cannot be"))?;
+        let running = state.status & status::DRIVER_OK != 0;
+        if running && self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(memory)) {
+            return Err(Mismatch("a queue of it lies outside of memory"));
+        }
+        (self.status, self.interrupt_status, self.generation) =
+            (state.status, state.interrupt_status, state.generation);
+        (self.device_features_select, self.driver_features_select) =
+            (state.device_features_select, state.driver_features_select);
+        (self.driver_features, self.queue_select) = (state.driver_features, state.queue_select);
+        self.device.restore(&state.device)?;
+        if running {
+            self.activate();
+        }
+        Ok(())
+    }
+
     fn broken(&mut self) -> Work {
         self.status |= status::NEEDS_RESET;
         self.interrupt_status |= CONFIG_CHANGED;
         Work { interrupt: true, ..Work::default() }
     }
+}
+
+/// A device's registers, queues and own bytes, as a snapshot keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportState {
+    pub kind: u32,
+    pub status: u32,
+    pub device_features_select: u32,
+    pub driver_features_select: u32,
+    pub driver_features: u64,
+    pub queue_select: u32,
+    pub interrupt_status: u32,
+    pub generation: u32,
+    pub queues: Vec<QueueState>,
+    pub device: Vec<u8>,
 }
 
 /// Sizes that the library does not take are the device's fault: such a queue is missing, and a guest sees that.
