@@ -2,6 +2,7 @@
 
 mod jail;
 mod measure;
+mod process;
 
 use clap::{Parser, Subcommand};
 use cloudpal_model::Problem;
@@ -28,11 +29,9 @@ enum Command {
     },
     /// Measure wakes and clones; JSON on the standard output.
     Measure(measure::Options),
-    /// Measure what one woken machine costs this process; JSON on the standard output.
-    Footprint {
-        #[arg(long, value_name = "DIR")]
-        snapshot: PathBuf,
-    },
+    /// Be a VMM: what the daemon starts. The channel to it is the standard input.
+    #[command(hide = true)]
+    Run(process::Options),
     /// Try one thing that a hostile VMM would; without a name, list them all. For the jail's tests.
     #[command(hide = true)]
     Attempt(Attempt),
@@ -61,7 +60,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check { dir } => check(&dir.join("asleep")),
         Command::Measure(options) => measure::run(&options),
-        Command::Footprint { snapshot } => measure::footprint(&snapshot),
+        Command::Run(options) => return process::run(&options),
         Command::Attempt(options) => attempt(&options).map_err(|error| Error::Host(error.to_string())),
     };
     match outcome {

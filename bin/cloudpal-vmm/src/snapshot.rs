@@ -168,7 +168,6 @@ pub fn read_state(file: &File) -> Result<State, Error> {
 pub struct Snapshot {
     pub state: State,
     memory: File,
-    dir: PathBuf,
 }
 
 impl Snapshot {
@@ -192,7 +191,7 @@ impl Snapshot {
         let path = dir.join(MEMORY);
         let memory = File::open(&path).map_err(Error::file(&path))?;
         check_files(host, &state, &memory, None)?;
-        Ok(Snapshot { state, memory, dir: dir.to_owned() })
+        Ok(Snapshot { state, memory })
     }
 
     /// Reads all of the memory and compares its checksum.

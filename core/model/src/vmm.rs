@@ -78,21 +78,10 @@ pub enum Ask {
     Release,
     /// Once answered, no vCPU runs, no device works, and no frame is taken from the TAP.
     Pause,
-    /// To a paused one: write its state to the descriptors that came along.
-    Save {
-        scope: Scope,
-    },
+    /// To a paused one: write `State`, and all of the memory into `Memory`, or, if a `Diff` came along and little has
+    /// changed since its last wake, only that.
+    Save,
     Stats,
-}
-
-/// What of the memory is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scope {
-    /// All of it, into `Memory`.
-    Full,
-    /// The pages that the guest wrote since it was woken or started, into `Diff`.
-    Dirty,
 }
 
 /// What the daemon decides about a machine's devices.
@@ -130,6 +119,12 @@ pub enum Reply {
     /// This host is, or the daemon.
     Failed {
         why: String,
+    },
+    /// What was to be saved does not fit on the disk.
+    DiskFull,
+    /// Into the `Diff` that came along, or into `Memory`.
+    Saved {
+        diff: bool,
     },
     Stats(Stats),
 }
@@ -172,7 +167,7 @@ mod tests {
             ),
             (vec![File::State, File::Memory, File::Lock], Ask::Wake { machine, verify_memory: true }),
             (vec![], Ask::Resume),
-            (vec![File::State, File::Diff], Ask::Save { scope: Scope::Dirty }),
+            (vec![File::State, File::Diff], Ask::Save),
         ];
         for (files, ask) in asks {
             let ask = ToVmm { id: 7, files, ask };

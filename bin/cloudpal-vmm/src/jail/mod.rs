@@ -64,6 +64,17 @@ pub fn close_from(first: u32) -> Result<(), Failure> {
     if done == 0 { Ok(()) } else { Err(Errno::BADF).step("closing what was inherited") }
 }
 
+/// Does something with that user's rights, before the jail is closed.
+pub fn as_user<T>(uid: u32, work: impl FnOnce() -> T) -> Result<T, Failure> {
+    let change = |uid| rustix::thread::set_thread_res_uid(None, uid, None).step("changing the user");
+    change(Uid::from_raw(uid))?;
+    // A change of user makes the process' files in /proc root's, until this.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).step("opening its own files")?;
+    let done = work();
+    change(Uid::ROOT)?;
+    Ok(done)
+}
+
 /// Everything but the filter. This process has one thread. `threads` is the most that it may have from then on.
 pub fn enter(uid: u32, threads: u64) -> Result<(), Failure> {
     let apart = UnshareFlags::NEWNET
