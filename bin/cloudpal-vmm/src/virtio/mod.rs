@@ -14,6 +14,8 @@
 //! - Sources are watched edge by edge. A call therefore goes on until its source would block, until the guest has
 //!   no buffer left (its next notification is the next call), or until it says `more`.
 
+pub mod chain;
+pub mod console;
 pub mod mmio;
 pub mod net;
 
@@ -43,8 +45,8 @@ pub struct Broken;
 #[error("{0}")]
 pub struct Mismatch(pub &'static str);
 
-/// A descriptor that the machine waits for, edge by edge: when it becomes readable there is work on that queue. A TAP, a
-/// socket, a timer of a rate limit, an event of the outside. It stays open, and the same, as long as the device
+/// A descriptor that the machine waits for, edge by edge: when it becomes readable there is work on that queue. A TAP,
+/// a socket, a timer of a rate limit, an event of the outside. It stays open, and the same, as long as the device
 /// lives; a device whose descriptors come and go puts them into an epoll of its own and gives that one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
