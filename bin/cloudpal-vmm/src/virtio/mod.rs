@@ -14,10 +14,12 @@
 //! - Sources are watched edge by edge. A call therefore goes on until its source would block, until the guest has
 //!   no buffer left (its next notification is the next call), or until it says `more`.
 
+pub mod blk;
 pub mod chain;
 pub mod console;
 pub mod mmio;
 pub mod net;
+pub mod rate;
 
 use std::os::fd::RawFd;
 use virtio_queue::Queue;
