@@ -11,7 +11,7 @@
 //! - Nothing that a guest does makes this thread allocate.
 #![allow(unsafe_code)]
 
-use crate::{Error, bus::Bus};
+use crate::{Error, bus::Bus, crew::Worker};
 use rustix::event::epoll;
 use std::{
     io,
@@ -20,9 +20,6 @@ use std::{
     thread::JoinHandle,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// Runs first on a new thread; its failure is the machine's.
-pub type Hook = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// More queues than any device has.
 const QUEUES_MAX: usize = 64;
@@ -96,27 +93,16 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// A thread that is paused. The devices are in their slots already.
-    pub(crate) fn start(bus: Arc<Bus>, hook: Hook) -> Result<Events, Error> {
-        let failed = |e: io::Error| Error::Host(format!("the devices' thread: {e}"));
+    /// Makes that thread the devices', paused. The devices are in their slots already.
+    pub(crate) fn start(bus: Arc<Bus>, worker: Worker) -> Result<Events, Error> {
+        let failed = |e: io::Error| Error::Host(format!("the devices' events: {e}"));
         let wake_up = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(failed)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
         watch(&epoll, &bus, &wake_up).map_err(failed)?;
         let state = Mutex::new(State { wanted: Wanted::Pause, at_work: false });
         let gate = Arc::new(Gate { state, changed: Condvar::new(), wake_up });
         let for_thread = gate.clone();
-        let (told, started) = std::sync::mpsc::channel();
-        let work = move || {
-            let ready = hook();
-            let go_on = ready.is_ok();
-            // Whoever starts it waits for this word.
-            let _ = told.send(ready);
-            if go_on {
-                run(&for_thread, &bus, &epoll);
-            }
-        };
-        let thread = std::thread::Builder::new().name("devices".into()).spawn(work).map_err(failed)?;
-        started.recv().unwrap_or(Ok(())).map_err(failed)?;
+        let thread = worker.give(move || run(&for_thread, &bus, &epoll));
         Ok(Events { gate, thread: Some(thread) })
     }
 

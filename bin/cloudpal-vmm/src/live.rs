@@ -15,7 +15,7 @@
 
 use crate::{
     Error, Machine,
-    events::Hook,
+    crew::{Crew, Threads},
     kick::Kick,
     machine::{Ended, NoPorts, locked},
     memory::Memory,
@@ -23,7 +23,6 @@ use crate::{
     vcpu::Vcpu,
 };
 use std::{
-    io,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -42,21 +41,6 @@ pub enum End {
     Shutdown,
     /// KVM or the VMM cannot go on; the reason.
     Failed(String),
-}
-
-/// What the machine's threads do first. Threads are named `vcpu0`, `vcpu1`, ... and `devices`.
-#[derive(Clone)]
-pub struct Threads {
-    pub on_vcpu: Hook,
-    pub on_devices: Hook,
-    /// Called once the end can be read from [`Live::ended`], by the thread that met it.
-    pub on_end: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl Default for Threads {
-    fn default() -> Threads {
-        Threads { on_vcpu: Arc::new(|| Ok(())), on_devices: Arc::new(|| Ok(())), on_end: Arc::new(|| ()) }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,54 +116,42 @@ pub struct Live {
 
 impl Machine {
     /// Gives the machine threads of its own. It is paused.
-    pub fn launch(mut self, threads: &Threads) -> Result<Live, Error> {
-        self.start_events(threads.on_devices.clone())?;
+    pub fn launch(self, threads: &Threads) -> Result<Live, Error> {
+        let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
+        self.launch_on(Crew::start(count, threads)?)
+    }
+
+    /// Gives the machine these threads, one for each of its vCPUs. It is paused.
+    pub fn launch_on(mut self, crew: Crew) -> Result<Live, Error> {
+        if crew.vcpus.len() != self.vcpus.len() {
+            return Err(Error::Host(format!("{} threads for {} vCPUs", crew.vcpus.len(), self.vcpus.len())));
+        }
+        self.start_events_on(crew.devices)?;
         let (sender, ended) = channel();
         let gate = Arc::new(Gate {
             state: Mutex::new(State { phase: Phase::Paused, parked: 0 }),
             changed: Condvar::new(),
             kicks: self.vcpus.iter().map(|_| Kick::default()).collect(),
             ended: Mutex::new(Some(sender)),
-            on_end: threads.on_end.clone(),
+            on_end: crew.on_end,
         });
         let mut live = Live { machine: self, gate, ended, threads: Vec::new() };
-        let (told, started) = channel();
-        for index in 0..live.machine.vcpus.len() {
-            let thread = live.vcpu_thread(index, threads.on_vcpu.clone(), told.clone());
-            live.threads.push(thread.map_err(|e| Error::Host(format!("a vCPU's thread: {e}")))?);
-        }
-        drop(told);
-        // Every thread says one word, or ends without one.
-        for ready in started {
-            ready.map_err(|e| Error::Host(format!("a vCPU's thread: {e}")))?;
+        for (index, worker) in crew.vcpus.into_iter().enumerate() {
+            let (vcpu, bus) = (live.machine.vcpus[index].clone(), live.machine.bus.clone());
+            let (gate, kick) = (live.gate.clone(), live.gate.kicks[index].clone());
+            live.threads.push(worker.give(move || {
+                while gate.park() {
+                    if let Err(end) = run(&vcpu, &gate, &kick, &bus) {
+                        gate.end(end);
+                    }
+                }
+            }));
         }
         Ok(live)
     }
 }
 
 impl Live {
-    fn vcpu_thread(
-        &self,
-        index: usize,
-        hook: Hook,
-        told: Sender<io::Result<()>>,
-    ) -> io::Result<JoinHandle<()>> {
-        let (vcpu, bus) = (self.machine.vcpus[index].clone(), self.machine.bus.clone());
-        let (gate, kick) = (self.gate.clone(), self.gate.kicks[index].clone());
-        std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-            let ready = hook();
-            let go_on = ready.is_ok();
-            // Whoever starts it waits for this word.
-            let _ = told.send(ready);
-            drop(told);
-            while go_on && gate.park() {
-                if let Err(end) = run(&vcpu, &gate, &kick, &bus) {
-                    gate.end(end);
-                }
-            }
-        })
-    }
-
     /// Lets it run, or run on. An ended machine stays as it is.
     pub fn resume(&self) {
         let mut state = self.gate.state();

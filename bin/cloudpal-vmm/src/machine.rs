@@ -10,8 +10,9 @@
 use crate::{
     Error, Host, boot,
     bus::Bus,
+    crew::Worker,
     error::Doing,
-    events::{Events, Hook},
+    events::Events,
     kernel::{self, Image},
     kick::Kick,
     layout,
@@ -252,7 +253,7 @@ impl Machine {
     /// Runs the first vCPU on this thread, and the devices on theirs, until something ends it.
     pub fn run(&mut self, ports: &mut dyn Ports) -> Result<Ended, Error> {
         if self.bus.devices() > 0 {
-            self.start_events(Arc::new(|| Ok(())))?.resume();
+            self.start_events()?.resume();
         }
         let vcpu = self.vcpus.first().ok_or(Error::Vcpus(0))?;
         let ended = locked(vcpu).run(&self.kick, &self.bus, ports);
@@ -263,11 +264,20 @@ impl Machine {
     }
 
     /// The devices' thread, made when it is first needed, and paused.
-    pub(crate) fn start_events(&mut self, hook: Hook) -> Result<&Events, Error> {
+    pub(crate) fn start_events(&mut self) -> Result<&Events, Error> {
         if self.events.is_none() {
-            self.events = Some(Events::start(self.bus.clone(), hook)?);
+            let worker = Worker::start("devices".into(), Arc::new(|| Ok(())))?;
+            self.start_events_on(worker)?;
         }
         self.events.as_ref().ok_or_else(|| Error::Host("the devices' thread is gone".into()))
+    }
+
+    /// Makes that thread the devices', unless they have one.
+    pub(crate) fn start_events_on(&mut self, worker: Worker) -> Result<(), Error> {
+        if self.events.is_none() {
+            self.events = Some(Events::start(self.bus.clone(), worker)?);
+        }
+        Ok(())
     }
 
     /// All state but the memory. Nothing runs meanwhile.

@@ -19,7 +19,7 @@ use crate::jail::{self, filter::Filters};
 use channel::{Asked, Channel, Lost};
 use cloudpal_model::vmm::{self, Ask, File as Handed, FromVmm, LOCK_FD, Reply, TAP_FD};
 use cloudpal_vmm::{
-    Boot, End, Error, Host, Image, Live, Machine, Save, Shape, Spare, Threads, Wake, snapshot, snapshot::Kind,
+    Boot, Crew, End, Error, Host, Image, Live, Save, Shape, Spare, Threads, Wake, snapshot, snapshot::Kind,
 };
 use devices::{Devices, Release};
 use rustix::{
@@ -78,14 +78,25 @@ fn serve(options: &Options) -> Result<(), Fatal> {
     jail::enter(uid, u64::from(options.vcpus) + OTHER_THREADS)?;
     let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     filters.apply_to_process()?;
+    let crew = Crew::start(options.vcpus, &threads(filters, &ended)?)?;
     let ready = FromVmm::Ready { version: env!("CARGO_PKG_VERSION").into() };
     if channel.tell(&ready).is_err() {
         return Ok(());
     }
-    let phase = Phase::Spare(Box::new(spare));
-    let mut process =
-        Process { host, filters, phase, channel: Some(channel), listener: None, ended, start_us: 0 };
+    let phase = Phase::Spare(Box::new((spare, crew)));
+    let mut process = Process { host, phase, channel: Some(channel), listener: None, ended, start_us: 0 };
     process.work()
+}
+
+/// What the machine's threads do: a vCPU's takes away from itself what it does not need.
+fn threads(filters: Filters, ended: &EventFd) -> io::Result<Threads> {
+    let ended = ended.try_clone()?;
+    Ok(Threads {
+        on_vcpu: Arc::new(move || filters.apply_to_vcpu().map_err(io::Error::other)),
+        // The count of an event goes up to 2^64.
+        on_end: Arc::new(move || drop(ended.write(1))),
+        ..Threads::default()
+    })
 }
 
 /// The channel is the standard input; here it moves out of the way, and everything else that was inherited goes.
@@ -121,7 +132,7 @@ fn end_on_panic() {
 }
 
 enum Phase {
-    Spare(Box<Spare>),
+    Spare(Box<(Spare, Crew)>),
     Machine(Box<Running>),
     /// Between two phases, and after a start that failed.
     None,
@@ -134,7 +145,6 @@ struct Running {
 
 struct Process {
     host: Host,
-    filters: Filters,
     phase: Phase,
     channel: Option<Channel>,
     listener: Option<OwnedFd>,
@@ -291,7 +301,7 @@ impl Process {
         }
     }
 
-    fn spare(&mut self, ask: &str) -> Result<Spare, Refusal> {
+    fn spare(&mut self, ask: &str) -> Result<(Spare, Crew), Refusal> {
         match std::mem::replace(&mut self.phase, Phase::None) {
             Phase::Spare(spare) => Ok(*spare),
             other => {
@@ -302,7 +312,7 @@ impl Process {
     }
 
     fn boot(&mut self, machine: vmm::Machine, command_line: &str, mut files: Files) -> Result<(), Refusal> {
-        let spare = self.spare("Boot")?;
+        let (spare, crew) = self.spare("Boot")?;
         self.settle(&mut files)?;
         let (kernel, initramfs) = (files.file(Handed::Kernel)?, files.optional(Handed::Initramfs));
         let boot = Boot {
@@ -314,13 +324,15 @@ impl Process {
         };
         let Devices { devices, release } = devices::make(&machine, &mut files)?;
         let machine = spare.boot(&self.host, Boot { devices, ..boot })?;
-        self.launch(machine, release)?.live.resume();
+        let live = machine.launch_on(crew)?;
+        live.resume();
+        self.have(live, release);
         Ok(())
     }
 
     fn wake(&mut self, machine: vmm::Machine, verify_memory: bool, mut files: Files) -> Result<(), Refusal> {
         let started = Instant::now();
-        let spare = self.spare("Wake")?;
+        let (spare, crew) = self.spare("Wake")?;
         self.settle(&mut files)?;
         let (state, memory) = (files.file(Handed::State)?, files.file(Handed::Memory)?);
         let diff = files.optional(Handed::Diff);
@@ -332,7 +344,7 @@ impl Process {
         }
         let wake = Wake { state: &state, memory: &memory, diff: diff.as_ref(), devices, com1 };
         let machine = spare.wake(&self.host, wake)?;
-        self.launch(machine, release)?;
+        self.have(machine.launch_on(crew)?, release);
         self.start_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(())
     }
@@ -351,17 +363,8 @@ impl Process {
         Ok(())
     }
 
-    fn launch(&mut self, machine: Machine, release: Release) -> Result<&mut Running, Refusal> {
-        let (filters, ended) = (self.filters.clone(), self.ended.try_clone()?);
-        let threads = Threads {
-            on_vcpu: Arc::new(move || filters.apply_to_vcpu().map_err(io::Error::other)),
-            // The count of an event goes up to 2^64.
-            on_end: Arc::new(move || drop(ended.write(1))),
-            ..Threads::default()
-        };
-        let live = machine.launch(&threads)?;
+    fn have(&mut self, live: Live, release: Release) {
         self.phase = Phase::Machine(Box::new(Running { live, release }));
-        self.machine("launch")
     }
 
     fn save(&mut self, mut files: Files) -> Result<Reply, Refusal> {
