@@ -3,11 +3,26 @@
 //! Invariant: the same descriptors always make the same devices in the same order, for a snapshot has them slot by slot.
 
 use super::{Files, Refusal};
-use cloudpal_model::vmm;
-use cloudpal_vmm::virtio::Device;
+use cloudpal_model::vmm::{self, File as Handed};
+use cloudpal_vmm::virtio::{
+    Device,
+    blk::Blk,
+    console::{Console, End, Port},
+    net::Net,
+    rate::Limiter,
+};
 
 /// Places on the bus: each is wired before anything is known of the machine.
 pub const SLOTS: u8 = 6;
+
+/// Somebody else cuts a log that has grown long; this bounds what comes in between.
+const LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// The names by which the guest's init finds its disks and ports.
+const ROOT: &str = "root";
+const DISK: &str = "disk";
+const CONTROL_PORT: &str = "cloudpal.control";
+const LOG_PORT: &str = "cloudpal.log";
 
 pub struct Devices {
     pub devices: Vec<Box<dyn Device>>,
@@ -21,6 +36,23 @@ impl Release {
     pub fn release(&self) {}
 }
 
-pub fn make(_machine: &vmm::Machine, _files: &mut Files) -> Result<Devices, Refusal> {
-    Ok(Devices { devices: Vec::new(), release: Release })
+pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusal> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for (kind, serial, read_only) in [(Handed::Root, ROOT, true), (Handed::Disk, DISK, false)] {
+        if let Some(file) = files.optional(kind) {
+            devices.push(Box::new(Blk::new(file, serial, read_only, Limiter::none())?));
+        }
+    }
+    if let Some(tap) = files.optional(Handed::Tap) {
+        devices.push(Box::new(Net::new(tap, machine.mac)));
+    }
+    let mut ports = Vec::new();
+    if let Some(listener) = files.optional(Handed::ControlSocket) {
+        ports.push(Port::new(CONTROL_PORT, End::channel(listener.into())?));
+    }
+    if let Some(log) = files.optional(Handed::Log) {
+        ports.push(Port::new(LOG_PORT, End::log(log, LOG_BYTES_MAX)));
+    }
+    devices.push(Box::new(Console::new(ports)));
+    Ok(Devices { devices, release: Release })
 }
