@@ -186,8 +186,11 @@ pub fn power_off() -> ! {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     let _ = mount(None::<&str>, DISK, None::<&str>, flags, None::<&str>);
     nix::unistd::sync();
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    // No power switch on this machine model: a reset ends a VMM that was started without reboot.
+    // Without a power switch a machine would stand still: there a reset is its end, and the VMM says so to the kernel.
+    let parameters = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !parameters.split_ascii_whitespace().any(|parameter| parameter == "reboot=k") {
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }
     let _ = reboot(RebootMode::RB_AUTOBOOT);
     loop {
         sleep(Duration::from_secs(1));
