@@ -51,7 +51,7 @@ pub fn household(apps: usize) -> Result<SleepingHousehold, Problem> {
         let request = Request::AppInstall {
             tenant,
             name: name(format!("app-{app}")),
-            app: AppManifest::new("oci:app"),
+            app: AppManifest::new("oci:/app"),
         };
         household.engine.request(now, "sim", request, &mut |bytes| random.fill(bytes))?;
         household.serve(now);
@@ -101,7 +101,10 @@ impl SleepingHousehold {
                 let env = vec!["PATH=/usr/bin:/bin".to_owned()];
                 let config = ImageConfig { entrypoint, env, ..ImageConfig::default() };
                 let digest = format!("sha256:{}", "0".repeat(64));
-                Some(Event::ImageReady { operation, image: Image { digest, config, rootfs_bytes: 1 << 20 } })
+                Some(Event::ImageReady {
+                    operation,
+                    image: Image { digest, config, rootfs_bytes: 1 << 20, has_kernel: false },
+                })
             }
             // Asleep, nobody sends any more; the first time, a packet boots it.
             Effect::WatchTap { machine } => {

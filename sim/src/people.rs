@@ -37,7 +37,7 @@ impl World {
 
     fn install(&mut self, tenant: Name, name: Name) {
         let idle_timeout_ms = self.scenario.idle_timeout_ms;
-        let app = AppManifest { idle_timeout_ms, ..AppManifest::new("oci:app") };
+        let app = AppManifest { idle_timeout_ms, ..AppManifest::new("oci:/app") };
         self.request(Request::AppInstall { tenant, name, app });
     }
 

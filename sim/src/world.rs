@@ -311,7 +311,7 @@ impl World {
         }
         let entrypoint = vec!["/app".to_owned()];
         let config = ImageConfig { entrypoint, exposed_tcp_ports: vec![80], ..ImageConfig::default() };
-        let image = Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 1 };
+        let image = Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 1, has_kernel: false };
         self.hear(Event::ImageReady { operation, image });
     }
 

@@ -4,34 +4,57 @@ use crate::{
     daemon::{Daemon, Settings},
     day::{Day, Timeline},
     guest, interrupt,
-    programs::{self, Profile},
+    programs::{self, Profile, Programs},
     radicale, setup,
     world::{DATA_CENTER, World},
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// Everything built and a day that can begin: the daemon runs and knows nothing yet.
-pub fn dawn(profile: Profile, idle: &'static str) -> Result<Day> {
+/// Where everything is that a day needs.
+pub struct Parts {
+    programs: Programs,
+    guest_dir: PathBuf,
+    image: PathBuf,
+}
+
+impl Parts {
+    /// Installs, builds and makes what is not there yet.
+    pub fn build(profile: Profile) -> Result<Parts> {
+        setup::run(setup::For::Test)?;
+        let programs = programs::build(profile)?;
+        let guest = guest::build(&guest::default_dir())?;
+        println!("guest: Linux {} from Debian, {}", guest.kernel_version, guest.dir.display());
+        Ok(Parts { programs, guest_dir: guest.dir, image: radicale::build()? })
+    }
+
+    /// What was built elsewhere: the programs, `guest/` and `radicale/`.
+    pub fn built(dir: &Path) -> Parts {
+        let (guest_dir, image) = (dir.join("guest"), dir.join("radicale"));
+        Parts { programs: programs::in_dir(dir), guest_dir, image }
+    }
+}
+
+/// A day that can begin: the daemon, with these arguments more, runs and knows nothing yet.
+pub fn dawn(parts: Parts, idle: &'static str, more: &[String]) -> Result<Day> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this makes network namespaces and needs root: run it with sudo"
     );
-    setup::run(setup::For::Test)?;
-    let programs = programs::build(profile)?;
-    let guest = guest::build(&guest::default_dir())?;
-    println!("guest: Linux {} from Debian, {}", guest.kernel_version, guest.dir.display());
-    let image = radicale::build()?;
+    let Parts { programs, guest_dir, image } = parts;
     let world = World::build().context("cannot make the world of network namespaces")?;
     let settings = Settings {
         state_dir: world.files.path("state"),
         run_dir: world.files.path("run"),
-        guest_dir: guest.dir,
+        guest_dir,
         endpoint: DATA_CENTER.to_owned(),
         instance: format!("cd{}", std::process::id()),
         log: world.files.path("cloudpald.log"),
-        more: Vec::new(),
+        more: more.to_vec(),
         network: Some(world.dc.file()),
     };
     let timeline = Timeline::start();
@@ -39,10 +62,11 @@ pub fn dawn(profile: Profile, idle: &'static str) -> Result<Day> {
     Ok(Day { daemon, world, image, idle, timeline })
 }
 
-/// Plays the day. `json`: where to keep the timeline. `keep`: leave the files for a look.
-pub fn run(profile: Profile, json: Option<&Path>, keep: bool) -> Result<()> {
+/// Plays the day. `more`: arguments of the daemon. `json`: where to keep the timeline. `keep`: leave the files for a
+/// look.
+pub fn run(parts: Parts, more: &[String], json: Option<&Path>, keep: bool) -> Result<()> {
     interrupt::hold()?;
-    let mut day = dawn(profile, "1s")?;
+    let mut day = dawn(parts, "1s", more)?;
     day.world.files.keep = keep;
     println!("\nThe owner's day");
     let played = day.play();

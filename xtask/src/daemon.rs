@@ -164,7 +164,8 @@ fn vmm_pids(run_dir: &Path) -> Vec<i32> {
     let ours = processes.filter_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let command = fs::read(process.path().join("cmdline")).ok()?;
-        if !String::from_utf8_lossy(&command).contains("qemu-system") {
+        let command = String::from_utf8_lossy(&command);
+        if !["qemu-system", "cloudpal-vmm", "firecracker"].iter().any(|vmm| command.contains(vmm)) {
             return None;
         }
         // Its command line names no file; it holds its machine's lock.

@@ -9,8 +9,12 @@ use std::{
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C and SIGTERM only ask.
+/// From now on Ctrl-C and SIGTERM only ask. Said twice, it is said once.
 pub fn hold() -> Result<()> {
+    static HELD: AtomicBool = AtomicBool::new(false);
+    if HELD.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
     ctrlc::set_handler(|| ASKED.store(true, Ordering::SeqCst)).context("cannot catch Ctrl-C")
 }
 

@@ -38,8 +38,8 @@ enum Command {
     Setup,
     /// Build the guests' kernel and initramfs from Debian's cloud kernel, into target/guest.
     Guest,
-    /// Run the network tests in a whole Debian host of its own, with the kernel's WireGuard, under software emulation.
-    Hostvm,
+    /// A whole Debian host of its own, with a real KVM and the kernel's WireGuard, under software emulation.
+    Hostvm(hostvm::Options),
     /// Build the example app's OCI image: Radicale, a calendar and contacts server, from Debian's package.
     Radicale,
     /// Run CloudPal here with an app in it, until Ctrl-C. Sets up and builds whatever is missing.
@@ -72,7 +72,7 @@ fn run(command: Command) -> Result<()> {
             println!("guest: {} in {}, {state}", guest.kernel_version, guest.dir.display());
             Ok(())
         }
-        Command::Hostvm => hostvm::test(),
+        Command::Hostvm(options) => hostvm::run(&options),
         Command::Radicale => {
             setup::run(setup::For::Up)?;
             println!("{}", radicale::build()?.display());

@@ -26,8 +26,10 @@ pub fn run(options: &Options) -> Result<()> {
         radicale::build().map(drop)
     })?;
     if options.filter.is_empty() {
-        parts.try_run("the owner's day", || check::run(Profile::Tests, None, false));
-        parts.try_run("the network with the kernel's WireGuard, in a host VM", hostvm::test);
+        parts.try_run("the owner's day", || {
+            check::run(check::Parts::build(Profile::Tests)?, &[], None, false)
+        });
+        parts.try_run("the same on a host with a real KVM and the kernel's WireGuard", hostvm::test);
     }
     parts.try_run("the JavaScript peers", peers::install);
     parts.try_run("tests", || nextest(&options.filter));

@@ -33,11 +33,21 @@ pub struct Options {
     /// The name or address at which devices reach this machine; without it, the address of the default route.
     #[arg(long, value_name = "HOST")]
     endpoint: Option<String>,
+    /// With --check: take the programs, the guest and the image from this directory, and build nothing.
+    #[arg(long, value_name = "DIR", requires = "check")]
+    built: Option<PathBuf>,
+    /// More arguments of cloudpald, after `--`.
+    #[arg(last = true, value_name = "ARGUMENT")]
+    more: Vec<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
     if options.check {
-        return check::run(options.profile.unwrap_or(Profile::Dev), options.json.as_deref(), options.keep);
+        let parts = match &options.built {
+            Some(dir) => check::Parts::built(dir),
+            None => check::Parts::build(options.profile.unwrap_or(Profile::Dev))?,
+        };
+        return check::run(parts, &options.more, options.json.as_deref(), options.keep);
     }
     ensure!(nix::unistd::geteuid().is_root(), "networks and machines need root: run it with sudo");
     setup::run(setup::For::Up)?;
@@ -56,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
         endpoint: endpoint.clone(),
         instance: "cloudpal-up".into(),
         log: place.join("cloudpald.log"),
-        more: Vec::new(),
+        more: options.more.clone(),
         network: None,
     };
     println!("start: cloudpald, reachable at {endpoint}; its log is {}", settings.log.display());

@@ -8,7 +8,7 @@ use crate::{
     units::{self, show_ago, show_duration_ms, show_us},
 };
 use clap::Subcommand;
-use cloudpal_api::{App, AppInstall, Client, Secret};
+use cloudpal_api::{App, AppInstall, AppKind, Client, Secret};
 use cloudpal_model::{Kind, Name, Problem};
 use std::{
     io::{self, Read},
@@ -68,6 +68,7 @@ Paths are those of the host that cloudpald runs on.
 
 The manifest is a TOML file; flags win over it:
   image  = \"oci:./radicale:latest\"   # counts from the manifest's directory
+  kind   = \"container\"               # or \"unikernel\"
   memory = \"256MiB\"
   vcpus  = 1
   disk   = \"8GiB\"                    # sparse: only what is written takes space
@@ -75,6 +76,10 @@ The manifest is a TOML file; flags win over it:
   argv   = [\"serve\", \"--fast\"]       # instead of the image's entrypoint and command
   env    = [\"KEY=value\"]
   ports  = [5232]
+
+A unikernel's image (OSv, Unikraft) has its kernel at /unikraft/bin/kernel or /kernel, and may have
+an initrd and a disk.img beside it. In its command line {ipv4}, {ipv6}, {gateway_ipv4},
+{gateway_ipv6}, {dns}, {mac}, {hostname} and {mtu} are filled in.
 
 The command waits until the app is installed, and shows how far it is. Interrupting it does not
 interrupt the installation.
@@ -101,11 +106,14 @@ pub struct Install {
     /// Read what the app is from a TOML file
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
+    /// The image brings its own kernel (OSv, Unikraft), and the command is that kernel's command line
+    #[arg(long)]
+    unikernel: bool,
     /// Memory of the machine [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::mib)]
     memory: Option<u32>,
     /// Virtual CPUs of the machine [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=32))]
     vcpus: Option<u32>,
     /// Size of the writable disk, which is sparse [default: 8GiB]
     #[arg(long, value_name = "SIZE", value_parser = units::mib)]
@@ -157,6 +165,7 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
 fn install(install: Install, client: &Client, screen: &Screen) -> Result<(), Problem> {
     let flags = Wish {
         image: install.image,
+        kind: install.unikernel.then_some(AppKind::Unikernel),
         memory: install.memory.map(Mib),
         vcpus: install.vcpus,
         disk: install.disk.map(Mib),

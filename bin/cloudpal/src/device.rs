@@ -84,7 +84,7 @@ With --json: the operation.")]
 pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Problem> {
     match verb {
         Verb::Add { tenant, name, overlay_only, conf, no_qr } => {
-            let conf = conf.unwrap_or_else(|| PathBuf::from(format!("{name}.conf")));
+            let conf = conf.unwrap_or_else(|| default_conf(&name));
             let add = DeviceAdd { name, exit: !overlay_only };
             self::add(client, screen, &tenant, &add, &conf, !no_qr)?;
         }
@@ -111,28 +111,25 @@ fn add(
 ) -> Result<(), Problem> {
     if conf == Path::new("-") {
         let added = client.device_add(tenant, add)?;
-        return match screen.json {
-            true => screen.json(&added),
+        let shown = match screen.json {
+            true => serde_json::to_string_pretty(&added)
+                .map_err(|error| Problem::new(Kind::Internal, error.to_string(), "report it as a bug"))
+                .and_then(|text| screen.secret(&text)),
             false => {
                 if draw {
                     screen.note(qr::draw(added.conf.reveal(), io::IsTerminal::is_terminal(&io::stderr()))?);
                 }
-                screen.text(added.conf.reveal())
+                screen.secret(added.conf.reveal())
             }
         };
+        return shown.map_err(|problem| take_back(client, tenant, add, problem));
     }
     let file = reserve(conf)?;
     let added = client.device_add(tenant, add).inspect_err(|_| unreserve(screen, conf))?;
     if let Err(error) = keep(file, &added) {
         unreserve(screen, conf);
-        let mut problem = Problem::io(format_args!("writing {}", conf.display()), &error);
-        match client.device_revoke(tenant, &add.name) {
-            Ok(_) => problem.what.push_str("; the device was revoked again"),
-            Err(second) => {
-                problem.what.push_str(&format!("; the device is there and could not be revoked: {second}"))
-            }
-        }
-        return Err(problem);
+        let problem = Problem::io(format_args!("writing {}", conf.display()), &error);
+        return Err(take_back(client, tenant, add, problem));
     }
     if screen.json {
         return screen.json(&added);
@@ -148,6 +145,23 @@ fn add(
         add.name,
         conf.display()
     ))
+}
+
+/// Nobody has the private key of a device whose profile could not be handed over: the device is of no use.
+fn take_back(client: &Client, tenant: &Name, add: &DeviceAdd, mut problem: Problem) -> Problem {
+    match client.device_revoke(tenant, &add.name) {
+        Ok(_) => problem.what.push_str("; the device was revoked again"),
+        Err(second) => {
+            problem.what.push_str(&format!("; the device is there and could not be revoked: {second}"))
+        }
+    }
+    problem
+}
+
+/// wg-quick names the interface after the file, and Linux takes 15 characters.
+fn default_conf(device: &Name) -> PathBuf {
+    let interface: String = device.as_str().chars().take(15).collect();
+    PathBuf::from(format!("{}.conf", interface.trim_end_matches('-')))
 }
 
 /// The file, empty, new, and for its owner's eyes alone.

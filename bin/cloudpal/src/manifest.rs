@@ -4,7 +4,7 @@
 //! another one.
 
 use crate::units;
-use cloudpal_api::Manifest;
+use cloudpal_api::{AppKind, Manifest};
 use cloudpal_model::{Kind, Problem};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ const PATH_SCHEMES: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
 #[serde(deny_unknown_fields)]
 pub struct Wish {
     pub image: Option<String>,
+    pub kind: Option<AppKind>,
     pub memory: Option<Mib>,
     pub vcpus: Option<u32>,
     pub disk: Option<Mib>,
@@ -81,6 +82,7 @@ impl Wish {
             |flags: Vec<String>, manifest: Vec<String>| if flags.is_empty() { manifest } else { flags };
         Wish {
             image: self.image.or(manifest.image),
+            kind: self.kind.or(manifest.kind),
             memory: self.memory.or(manifest.memory),
             vcpus: self.vcpus.or(manifest.vcpus),
             disk: self.disk.or(manifest.disk),
@@ -98,6 +100,7 @@ impl Wish {
         })?;
         Ok(Manifest {
             image: absolute_image(&image, Path::new(""))?,
+            kind: self.kind,
             memory_mib: self.memory.map(|memory| memory.0),
             vcpus: self.vcpus,
             disk_mib: self.disk.map(|disk| disk.0),

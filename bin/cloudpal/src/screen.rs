@@ -54,6 +54,13 @@ impl Screen {
         }
     }
 
+    /// A secret that exists nowhere else: that nobody took it is an error, also when the reader has gone away.
+    pub fn secret(&self, text: &str) -> Result<(), Problem> {
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(text.trim_end().as_bytes()).and_then(|()| stdout.write_all(b"\n"));
+        written.and_then(|()| stdout.flush()).map_err(|error| Problem::io("writing to stdout", &error))
+    }
+
     /// A word to the person, which is no result. Nobody is there with `--json`.
     pub fn note(&self, text: impl Display) {
         if !self.json {

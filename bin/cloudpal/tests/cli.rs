@@ -435,3 +435,25 @@ fn a_full_disk_revokes_the_device_again() {
     let revoked = ("DELETE".to_owned(), "ada/devices/phone".to_owned(), Value::Null);
     assert_eq!(fake.asked().last(), Some(&revoked));
 }
+
+#[test]
+fn a_profile_that_nobody_takes_revokes_the_device_again() {
+    let revoked = ("DELETE".to_owned(), "ada/devices/phone".to_owned(), Value::Null);
+    for (flags, sink) in [("", "> /dev/full"), ("", "| true"), ("--json", "| true")] {
+        let fake = Fake::start();
+        // The reader of the pipe has gone away before the daemon answers.
+        let script = format!(
+            "(sleep 0.2; {program} {flags} device add ada phone --conf -; echo $? > {dir}/code) {sink}",
+            program = env!("CARGO_BIN_EXE_cloudpal"),
+            dir = fake.path("").display()
+        );
+        let output = Command::new("bash")
+            .args(["-c", &script])
+            .env("CLOUDPAL_SOCKET", fake.path("api.sock"))
+            .output()
+            .unwrap();
+        assert!(stderr(&output).contains("the device was revoked again"), "{sink}: {}", stderr(&output));
+        assert_ne!(std::fs::read_to_string(fake.path("code")).unwrap(), "0\n", "{sink}");
+        assert_eq!(fake.asked().last(), Some(&revoked), "{sink}");
+    }
+}

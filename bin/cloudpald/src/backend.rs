@@ -4,6 +4,7 @@ use crate::{daemon::Daemon, doctor, http};
 use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Usage, Vm};
 use cloudpal_control::{
+    effect::AppKey,
     request::{Accepted, AppManifest, Request},
     view::{AppView, OperationView, View},
 };
@@ -45,16 +46,10 @@ impl http::Backend for Daemon {
         app: AppManifest,
         credentials: Option<Credentials>,
     ) -> Result<Accepted, Problem> {
-        let source = app.image.clone();
-        let given = credentials.is_some();
-        if let Some(credentials) = credentials {
-            self.imports.set_credentials(&source, credentials);
-        }
-        let accepted = self.brain.request(actor, Request::AppInstall { tenant, name, app }).await;
-        if accepted.is_err() && given {
-            self.imports.forget_credentials(&source);
-        }
-        accepted
+        let key = AppKey { tenant: tenant.clone(), name: name.clone() };
+        let _lent = credentials.map(|given| self.imports.lend_credentials(key, given)).transpose()?;
+        // When this is answered, the import has begun and taken them.
+        self.brain.request(actor, Request::AppInstall { tenant, name, app }).await
     }
 
     async fn view(&self) -> Result<View, Problem> {
@@ -100,11 +95,25 @@ impl http::Backend for Daemon {
 }
 
 impl Daemon {
+    /// Resolves when the network is as it was last wanted to be: a revoked device is shut out, a new one can connect.
+    /// A plan that was under way when the change was asked for does not count.
     async fn network_settled(&self, tenant: &Name) -> Result<(), Problem> {
-        let view = self.brain.view().await?;
-        match view.tenants.iter().find(|view| view.name == *tenant) {
-            Some(view) => self.networks.settled(view.id).await,
-            None => Ok(()),
+        loop {
+            let view = self.brain.view().await?;
+            let Some(view) = view.tenants.iter().find(|view| view.name == *tenant && view.network_pending)
+            else {
+                return Ok(());
+            };
+            let number = self.networks.newest(view.id);
+            let outcome = self.networks.tried(view.id).await;
+            // How it went was told to the engine first, so this view knows of it, and so does the next plan.
+            let still = self.brain.view().await?;
+            let pending = still.tenants.iter().any(|still| still.id == view.id && still.network_pending);
+            match outcome {
+                Err(problem) if pending && self.networks.newest(view.id) == number => return Err(problem),
+                _ if !pending => return Ok(()),
+                _ => {}
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
     sampling,
     settings::{AccelChoice, Settings, WireGuardChoice},
 };
-use cloudpal_compute::driver::{Driver, MachineSpec};
+use cloudpal_compute::driver::{Driver, MachineSpec, Unikernel};
 use cloudpal_control::{
     effect::Effect,
     engine::{Engine, MachineFacts},
@@ -23,7 +23,7 @@ use cloudpal_host::{
     vmm::{Accel, QemuDriver, QemuSettings},
 };
 use cloudpal_model::{Kind, MachineId, Problem};
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Where each machine's files are.
 #[derive(Clone)]
@@ -125,8 +125,8 @@ impl Dispatcher {
         match effect {
             Effect::ApplyNet { plan } => self.networks.apply(*plan),
             Effect::RemoveNet { tenant } => self.networks.remove(tenant),
-            Effect::ImportImage { operation, source, argv_given } => {
-                self.imports.start(operation, source, argv_given);
+            Effect::ImportImage { operation, app, source, argv_given } => {
+                self.imports.start(operation, &app, source, argv_given);
             }
             Effect::WatchTap { machine } => self.machines.watch_tap(machine),
             Effect::Machine { machine, command } => match facts {
@@ -134,26 +134,34 @@ impl Dispatcher {
                 None => tracing::error!(%machine, ?command, "a command for a machine that does not exist"),
             },
             Effect::RemoveMachine { machine } => {
-                let (machines, places, brain) =
-                    (self.machines.clone(), self.places.clone(), self.brain.clone());
+                let (machines, places) = (self.machines.clone(), self.places.clone());
+                let (brain, imports) = (self.brain.clone(), self.imports.clone());
                 tokio::spawn(async move {
                     remove_machine(&machines, &places, machine).await;
                     brain.event(Event::MachineRemoved { machine });
+                    if let Err(problem) = imports.collect().await {
+                        tracing::warn!(%problem, "images that no app uses could not be removed");
+                    }
                 });
             }
         }
     }
 
     fn spec(&self, machine: MachineId, facts: MachineFacts) -> MachineSpec {
+        let stored = self.imports.stored(&facts.digest);
+        // Gone, it is a path that does not exist, and the driver says so.
+        let missing = || self.places.missing_image(&facts.digest);
+        let unikernel = facts.command_line.map(|command_line| {
+            let (kernel, initrd, disk) =
+                stored.clone().map_or((None, None, None), |image| (image.kernel, image.initrd, image.disk));
+            Unikernel { kernel: kernel.unwrap_or_else(missing), initrd, disk, command_line }
+        });
         MachineSpec {
             id: machine,
             dir: self.places.machine_dir(machine),
             run_dir: self.places.machine_run_dir(machine),
-            // Gone, it is a path that does not exist, and the driver says so.
-            rootfs: self
-                .imports
-                .rootfs(&facts.digest)
-                .unwrap_or_else(|| self.places.missing_image(&facts.digest)),
+            rootfs: stored.map_or_else(missing, |image| image.rootfs),
+            unikernel,
             memory_mib: facts.memory_mib,
             vcpus: facts.vcpus,
             disk_mib: facts.disk_mib,
@@ -163,18 +171,28 @@ impl Dispatcher {
     }
 }
 
+/// Between two tries to delete a removed app's files.
+const FIRST_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(600);
+
+/// Ends only when nothing is left of the machine: its owner was told that its data is gone.
 async fn remove_machine(machines: &Machines, places: &Places, machine: MachineId) {
     if let Some(vm) = machines.remove(machine) {
         vm.kill().await;
         vm.exited().await;
     }
     for dir in [places.machine_dir(machine), places.machine_run_dir(machine)] {
-        match tokio::fs::remove_dir_all(&dir).await {
-            Ok(()) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => {
-                tracing::warn!(dir = %dir.display(), error = %e, "a removed app's files could not be deleted")
+        let mut pause = FIRST_REMOVAL_PAUSE;
+        loop {
+            match tokio::fs::remove_dir_all(&dir).await {
+                Ok(()) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => break,
+                Err(e) => {
+                    tracing::warn!(dir = %dir.display(), error = %e, "a removed app's files cannot be deleted yet");
+                }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_REMOVAL_PAUSE);
         }
     }
 }

@@ -12,6 +12,7 @@ pub async fn checks(daemon: &Daemon) -> Vec<Check> {
         check("wireguard", true, daemon.net.explain(), ""),
         check("state directory", true, daemon.settings.state_dir.display().to_string(), ""),
     ];
+    checks.push(firewall(daemon).await);
     checks.push(disk(&daemon.settings.state_dir));
     checks.extend(networks(daemon).await);
     checks
@@ -36,6 +37,15 @@ fn disk(dir: &Path) -> Check {
         Err(e) => {
             check("disk space", false, e.to_string(), "check that the state directory's disk is mounted")
         }
+    }
+}
+
+async fn firewall(daemon: &Daemon) -> Check {
+    let mend = "it is put back within seconds; if it does not stay, see who flushes nftables on this host";
+    match daemon.net.has_host_rules().await {
+        Ok(true) => check("firewall", true, "the host's rules stand", ""),
+        Ok(false) => check("firewall", false, "the host's rules are gone: somebody flushed them", mend),
+        Err(problem) => check("firewall", false, problem.what, &problem.mend),
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 enum Message {
     Command {
@@ -39,11 +39,13 @@ pub struct Machines {
     net: Arc<NetHost>,
     brain: Brain,
     tasks: Mutex<HashMap<MachineId, Task>>,
+    /// The daemon ends.
+    ending: watch::Sender<bool>,
 }
 
 impl Machines {
     pub fn new(driver: Arc<dyn Driver>, net: Arc<NetHost>, brain: Brain) -> Self {
-        Machines { driver, net, brain, tasks: Mutex::default() }
+        Machines { driver, net, brain, tasks: Mutex::default(), ending: watch::Sender::new(false) }
     }
 
     pub fn command(&self, machine: MachineId, command: Command, spec: MachineSpec) {
@@ -71,6 +73,7 @@ impl Machines {
 
     /// Puts every awake machine to sleep, all at once.
     pub async fn shutdown(&self) {
+        self.ending.send_replace(true);
         let mut done = Vec::new();
         for task in self.lock().values() {
             let (reply, slept) = oneshot::channel();
@@ -99,6 +102,7 @@ impl Machines {
             net: self.net.clone(),
             brain: self.brain.clone(),
             vm: vm.clone(),
+            ending: self.ending.subscribe(),
         };
         tokio::spawn(owner.run(inbox));
         Task { messages, vm }
@@ -122,6 +126,7 @@ struct Owner {
     net: Arc<NetHost>,
     brain: Brain,
     vm: Slot,
+    ending: watch::Receiver<bool>,
 }
 
 impl Owner {
@@ -157,7 +162,12 @@ impl Owner {
         let shown = format!("{command:?}");
         let event = match command {
             Command::Adopt => self.adopt(spec).await,
-            Command::Boot => self.boot(spec).await,
+            Command::Boot => tokio::select! {
+                booted = self.boot(spec) => booted,
+                // A boot may take minutes. Cut off, it is no failure of the app's: nothing is told, and the next
+                // daemon begins it anew.
+                () = self.daemon_ends() => return,
+            },
             Command::Wake => self.wake(spec).await,
             Command::Sleep { idle_since_packets } => self.sleep(idle_since_packets).await,
             Command::Stop { grace_ms } => self.stop(Duration::from_millis(grace_ms)).await,
@@ -258,6 +268,12 @@ impl Owner {
         self.set(None);
         self.take_back_tap();
         Event::Exited { clean, why }
+    }
+
+    async fn daemon_ends(&self) {
+        let mut ending = self.ending.clone();
+        // Its sender outlives every machine's task.
+        let _ = ending.wait_for(|ending| *ending).await;
     }
 
     /// The VMM ended without being asked.

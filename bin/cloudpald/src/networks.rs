@@ -62,8 +62,14 @@ impl Networks {
         self.net.peers(tenant).await
     }
 
-    /// Resolves when the network is as it was last wanted to be: a revoked device is shut out, a new one can connect.
-    pub async fn settled(&self, tenant: TenantId) -> Result<(), Problem> {
+    /// How many plans this tenant was given so far.
+    pub fn newest(&self, tenant: TenantId) -> u64 {
+        self.lock().get(&tenant).map_or(0, |task| task.wanted.borrow().number)
+    }
+
+    /// Resolves when the newest plan was tried. It need not hold the newest change: the engine hands out one plan at
+    /// a time.
+    pub async fn tried(&self, tenant: TenantId) -> Result<(), Problem> {
         let Some((number, mut tried)) =
             self.lock().get(&tenant).map(|task| (task.wanted.borrow().number, task.tried.clone()))
         else {

@@ -116,6 +116,7 @@ impl Backend for Fake {
             public_key: PublicKey([3; 32]),
             listen_port: 51820,
             network_trouble: String::new(),
+            network_pending: false,
             devices: vec![device],
             apps: vec![app],
         };

@@ -29,6 +29,20 @@ pub struct MachineSpec {
     pub mac: [u8; 6],
     /// `wall_us` and `entropy_base64` are filled in by the driver at each boot.
     pub guest: GuestConfig,
+    /// Boots this instead of the host's guest kernel; then `rootfs` and `guest` are not looked at.
+    pub unikernel: Option<Unikernel>,
+}
+
+/// A library OS with its app in one (OSv, Unikraft): it has no `cloudpal-init`, so there is no exec and no word
+/// when it is ready, and its random generator is made fresh by the VM generation id alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unikernel {
+    /// An ELF with a PVH note or a 64-bit Linux entry, or a bzImage.
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    /// The image's own disk, read-only: the first block device. The writable one is the next.
+    pub disk: Option<PathBuf>,
+    pub command_line: String,
 }
 
 /// One VMM: `qemu`, `embedded` or `firecracker`.

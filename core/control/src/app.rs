@@ -9,11 +9,14 @@ use crate::{
     household::{self, App},
     operations::Draft,
     records::{self, AppRecord, InstallRecord, WantedRecord},
-    request::{Accepted, AppManifest},
+    request::{Accepted, AppKind, AppManifest},
     settings::{DISK_MIB, IDLE_TIMEOUT_MS, MAX_APPS, MEMORY_MIB, VCPUS},
     view::OperationState,
 };
-use cloudpal_compute::life::{Input, Machine, Origin, State};
+use cloudpal_compute::{
+    image::{ImageError, Reference},
+    life::{Input, Machine, Origin, State},
+};
 use cloudpal_model::{
     Kind, MachineId, Name, Now, OperationId, Problem,
     store::{Change, Store},
@@ -50,12 +53,11 @@ impl<S: Store> Engine<S> {
         let operation = draft.operation.id;
         draft.operation.state =
             OperationState::Running { stage: "waiting".to_owned(), done_bytes: 0, total_bytes: 0 };
-        let (source, argv_given) = (manifest.image.clone(), !manifest.argv.is_empty());
         let install = InstallRecord { operation, machine, tenant: tenant_id, name, slot, manifest };
         draft.put(records::INSTALL, operation.0, &install)?;
         self.commit(draft)?;
+        self.effects.extend(self.household.import(&install));
         self.household.installs.insert(operation, install);
-        self.effects.push(crate::effect::Effect::ImportImage { operation, source, argv_given });
         Ok(Accepted::Started { operation, machine })
     }
 
@@ -77,7 +79,13 @@ impl<S: Store> Engine<S> {
         // An installation that was called off meanwhile.
         let Some(install) = self.household.installs.get(&id).cloned() else { return Ok(()) };
         let Some(mut operation) = self.operations.get(&id).cloned() else { return Ok(()) };
-        if household::process(&install.manifest, &image).argv.is_empty() {
+        let unikernel = install.manifest.kind == AppKind::Unikernel;
+        if unikernel && !image.has_kernel {
+            let what = format!("the image {} brings no kernel", install.manifest.image);
+            let mend = "a unikernel's image has its kernel at /unikraft/bin/kernel or /kernel";
+            return Err(Problem::new(Kind::BadImage, what, mend));
+        }
+        if !unikernel && household::process(&install.manifest, &image).argv.is_empty() {
             let what =
                 format!("the image {} has neither an entrypoint nor a command", install.manifest.image);
             let mend = "say what to run when installing it, or add an ENTRYPOINT to the image";
@@ -220,10 +228,7 @@ impl<S: Store> Engine<S> {
 
 fn check_manifest(app: &AppManifest) -> Result<(), Problem> {
     let invalid = |what: String, mend: &str| Err(Problem::new(Kind::Invalid, what, mend));
-    if app.image.is_empty() || app.image.len() > MAX_SOURCE_BYTES || app.image.chars().any(char::is_control) {
-        let mend = "name it like `oci:DIR:TAG`, `oci-archive:FILE`, `docker-archive:FILE` or `docker://HOST/NAME:TAG`";
-        return invalid("the image's source is empty, too long or has control characters".to_owned(), mend);
-    }
+    check_source(&app.image)?;
     in_range("memory", "MiB", &app.memory_mib, &MEMORY_MIB)?;
     in_range("number of CPUs", "", &app.vcpus, &VCPUS)?;
     in_range("disk", "MiB", &app.disk_mib, &DISK_MIB)?;
@@ -248,6 +253,28 @@ fn check_manifest(app: &AppManifest) -> Result<(), Problem> {
         return invalid("0 is not a TCP port".to_owned(), "give a port from 1 to 65535");
     }
     Ok(())
+}
+
+fn check_source(source: &str) -> Result<(), Problem> {
+    if source.len() > MAX_SOURCE_BYTES {
+        let what = format!("the image's source is longer than {MAX_SOURCE_BYTES} bytes");
+        return Err(Problem::new(Kind::Invalid, what, "give the image a shorter path or name"));
+    }
+    let reference: Reference = source.parse().map_err(|error: ImageError| {
+        let mend = "name it like `oci:DIR:TAG`, `oci-archive:FILE`, `docker-archive:FILE` or `docker://HOST/NAME:TAG`";
+        Problem::new(Kind::Invalid, error.to_string(), mend)
+    })?;
+    match reference.path() {
+        Some(path) if path.is_relative() => {
+            let what = format!("the image's path {:?} does not begin with /", path.display().to_string());
+            Err(Problem::new(
+                Kind::Invalid,
+                what,
+                "give the whole path: the daemon's own directory is nobody's",
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn in_range<T: PartialOrd + Display>(

@@ -1,7 +1,14 @@
 //! What the engine wants done. The daemon does it with the host's ports; `sim` does it with fakes.
 
-use cloudpal_model::{MachineId, OperationId, TenantId};
+use cloudpal_model::{MachineId, Name, OperationId, TenantId};
 use cloudpal_net::plan::NetPlan;
+
+/// An app by the names that people know it by: unique at any moment, also while it is being installed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct AppKey {
+    pub tenant: Name,
+    pub name: Name,
+}
 
 #[derive(Clone, Debug)]
 pub enum Effect {
@@ -11,7 +18,7 @@ pub enum Effect {
     RemoveNet { tenant: TenantId },
     /// Answered by `ImageProgress`*, then `ImageReady` or `ImageFailed`.
     /// `argv_given`: the manifest says what to run, so an image without an entrypoint will do.
-    ImportImage { operation: OperationId, source: String, argv_given: bool },
+    ImportImage { operation: OperationId, app: AppKey, source: String, argv_given: bool },
     /// A command for the task that owns the machine; answered by `Event::Machine`.
     Machine { machine: MachineId, command: cloudpal_compute::life::Command },
     /// Tell `PacketWaiting` once, when a packet waits in the machine's TAP.

@@ -9,7 +9,7 @@
 use crate::{
     effect::Effect,
     event::Event,
-    household::{App, Household, Tenant},
+    household::{self, App, Household, Tenant},
     operations::Later,
     records::{self, AppRecord, DeviceRecord, InstallRecord, Meta, TenantRecord, WantedRecord},
     request::{Accepted, Request},
@@ -33,6 +33,8 @@ pub struct MachineFacts {
     pub vcpus: u32,
     pub disk_mib: u32,
     pub mac: [u8; 6],
+    /// The command line of a unikernel, in whose place `guest` is not used.
+    pub command_line: Option<String>,
     /// Complete but for `wall_us` and `entropy_base64`, which belong to each boot.
     pub guest: GuestConfig,
 }
@@ -174,9 +176,7 @@ impl<S: Store> Engine<S> {
     /// Imports that a restart cut short are begun again; other operations cannot be, and end.
     fn resume_installs(&mut self, now: Now) {
         for install in self.household.installs.values() {
-            let source = install.manifest.image.clone();
-            let argv_given = !install.manifest.argv.is_empty();
-            self.effects.push(Effect::ImportImage { operation: install.operation, source, argv_given });
+            self.effects.extend(self.household.import(install));
         }
         let running =
             self.operations.values().filter(|op| matches!(op.state, OperationState::Running { .. }));
@@ -273,14 +273,16 @@ impl<S: Store> Engine<S> {
         let app = self.household.apps.get(&machine)?;
         let tenant = self.household.tenants.get(&app.record.tenant)?;
         let manifest = &app.record.manifest;
+        let guest = self.household.guest(tenant, app);
         Some(MachineFacts {
+            command_line: household::command_line(app, &guest),
             tenant: tenant.record.id,
             digest: app.record.image.digest.clone(),
             memory_mib: manifest.memory_mib,
             vcpus: manifest.vcpus,
             disk_mib: manifest.disk_mib,
             mac: address::machine_mac(machine),
-            guest: self.household.guest(tenant, app),
+            guest,
         })
     }
 }

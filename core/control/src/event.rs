@@ -64,4 +64,7 @@ pub struct Image {
     pub digest: String,
     pub config: cloudpal_compute::image::ImageConfig,
     pub rootfs_bytes: u64,
+    /// It brings a kernel of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_kernel: bool,
 }

@@ -3,9 +3,10 @@
 //! Invariant: it says what the store says, plus what can be found out again (the machines' states, the network's).
 
 use crate::{
+    effect::{AppKey, Effect},
     event::Image,
     records::{AppRecord, DeviceRecord, InstallRecord, TenantRecord},
-    request::AppManifest,
+    request::{AppKind, AppManifest},
 };
 use cloudpal_compute::life::{Machine, Policy};
 use cloudpal_model::{
@@ -118,6 +119,18 @@ pub fn ports(manifest: &AppManifest, image: Option<&Image>) -> Vec<u16> {
 }
 
 impl Household {
+    /// What begins an installation; `None`: its tenant is gone.
+    pub fn import(&self, install: &InstallRecord) -> Option<Effect> {
+        let tenant = self.tenants.get(&install.tenant)?.record.name.clone();
+        Some(Effect::ImportImage {
+            operation: install.operation,
+            app: AppKey { tenant, name: install.name.clone() },
+            source: install.manifest.image.clone(),
+            // A unikernel may do without a command line.
+            argv_given: !install.manifest.argv.is_empty() || install.manifest.kind == AppKind::Unikernel,
+        })
+    }
+
     pub fn tenant(&self, name: &Name) -> Result<&Tenant, Problem> {
         self.tenants.values().find(|tenant| tenant.record.name == *name).ok_or_else(|| {
             let mend = "`cloudpal tenant list` shows those that exist";
@@ -202,6 +215,27 @@ impl Household {
             entropy_base64: String::new(),
         }
     }
+}
+
+/// The command line of an app that is a unikernel, with its addresses filled in.
+pub fn command_line(app: &App, guest: &GuestConfig) -> Option<String> {
+    if app.record.manifest.kind != AppKind::Unikernel {
+        return None;
+    }
+    let network = &guest.network;
+    let mac = address::machine_mac(app.record.machine).map(|byte| format!("{byte:02x}")).join(":");
+    let filled = [
+        ("{ipv4}", network.ipv4.to_string()),
+        ("{ipv6}", network.ipv6.to_string()),
+        ("{gateway_ipv4}", network.gateway_ipv4.to_string()),
+        ("{gateway_ipv6}", network.gateway_ipv6.to_string()),
+        ("{dns}", network.dns.to_string()),
+        ("{mac}", mac),
+        ("{hostname}", guest.hostname.clone()),
+        ("{mtu}", network.mtu.to_string()),
+    ];
+    let line = guest.process.argv.join(" ");
+    Some(filled.iter().fold(line, |line, (name, value)| line.replace(name, value)))
 }
 
 fn machine_plan(tenant: &Tenant, app: &App) -> MachinePlan {

@@ -51,6 +51,7 @@ impl<S: Store> Engine<S> {
             public_key: tenant.public_key,
             listen_port: record.listen_port,
             network_trouble: tenant.net.trouble.clone(),
+            network_pending: tenant.net.applied < tenant.net.wanted,
             devices: devices.collect(),
             apps,
         }

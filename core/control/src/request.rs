@@ -51,18 +51,39 @@ pub enum Request {
     },
 }
 
+/// What an image holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppKind {
+    /// Programs, run under the host's guest kernel.
+    #[default]
+    Container,
+    /// A library OS and its app in one: the image's own kernel is booted. Its command line is the command, in which
+    /// `{ipv4}`, `{ipv6}`, `{gateway_ipv4}`, `{gateway_ipv6}`, `{dns}`, `{mac}`, `{hostname}` and `{mtu}` are filled
+    /// in.
+    Unikernel,
+}
+
+impl AppKind {
+    fn is_container(&self) -> bool {
+        *self == AppKind::Container
+    }
+}
+
 /// What an app is: the short manifest that its developer ships, with the defaults filled in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AppManifest {
     /// Where the image comes from: `oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE` or
     /// `docker://HOST[:PORT]/NAME[:TAG|@DIGEST]`.
     pub image: String,
+    #[serde(default, skip_serializing_if = "AppKind::is_container")]
+    pub kind: AppKind,
     pub memory_mib: u32,
     pub vcpus: u32,
     pub disk_mib: u32,
     /// No packet for this long: fall asleep. 0: never.
     pub idle_timeout_ms: u64,
-    /// Overrides the image's entrypoint and command when not empty.
+    /// Overrides the image's entrypoint and command when not empty; of a unikernel, the command line's words.
     pub argv: Vec<String>,
     /// Added to the image's environment.
     pub env: Vec<String>,
@@ -74,6 +95,7 @@ impl AppManifest {
     pub fn new(image: impl Into<String>) -> Self {
         AppManifest {
             image: image.into(),
+            kind: AppKind::Container,
             memory_mib: 256,
             vcpus: 1,
             disk_mib: 8192,

@@ -22,6 +22,8 @@ pub struct TenantView {
     pub listen_port: u16,
     /// What is wrong with its network just now; empty: nothing.
     pub network_trouble: String,
+    /// Something was changed that its network does not show yet.
+    pub network_pending: bool,
     pub devices: Vec<DeviceView>,
     pub apps: Vec<AppView>,
 }

@@ -8,7 +8,7 @@ use cloudpal_control::{
     effect::Effect,
     engine::{Engine, Settings},
     event::{Event, Image},
-    request::{Accepted, AppManifest, Request},
+    request::{Accepted, AppKind, AppManifest, Request},
     view::OperationState,
 };
 use cloudpal_model::{
@@ -100,14 +100,14 @@ fn device_add(device: &str) -> Request {
 }
 
 fn app_install(app: &str) -> Request {
-    Request::AppInstall { tenant: name("ada"), name: name(app), app: AppManifest::new("oci:calendar") }
+    Request::AppInstall { tenant: name("ada"), name: name(app), app: AppManifest::new("oci:/calendar") }
 }
 
 fn image() -> Image {
     let entrypoint = vec!["/bin/radicale".to_owned()];
     let env = vec!["PATH=/bin".to_owned(), "A=image".to_owned()];
     let config = ImageConfig { entrypoint, env, exposed_tcp_ports: vec![5232], ..ImageConfig::default() };
-    Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 7 }
+    Image { digest: "sha256:00".to_owned(), config, rootfs_bytes: 7, has_kernel: false }
 }
 
 /// A tenant, a device and an app, whose network is applied.
@@ -366,6 +366,56 @@ fn a_network_that_fails_is_tried_again_with_growing_pauses_and_its_trouble_is_sh
 }
 
 #[test]
+fn a_unikernel_gets_its_addresses_on_the_command_line_and_must_bring_a_kernel() {
+    let mut engine = open(&Disk::default()).unwrap();
+    ask(&mut engine, tenant_add("ada")).unwrap();
+    for has_kernel in [false, true] {
+        let app = AppManifest {
+            kind: AppKind::Unikernel,
+            argv: vec![
+                "netdev.ip={ipv4}/32:{gateway_ipv4}".to_owned(),
+                "--".to_owned(),
+                "{hostname}".to_owned(),
+            ],
+            ..AppManifest::new("oci:/web")
+        };
+        let install = Request::AppInstall { tenant: name("ada"), name: name("web"), app };
+        let Accepted::Started { operation, machine } = ask(&mut engine, install).unwrap() else { panic!() };
+        engine.event(at(1), Event::ImageReady { operation, image: Image { has_kernel, ..image() } });
+        let facts = engine.facts(machine);
+        if has_kernel {
+            let facts = facts.unwrap();
+            let ipv4 = facts.guest.network.ipv4;
+            assert_eq!(facts.command_line.unwrap(), format!("netdev.ip={ipv4}/32:169.254.0.1 -- web"));
+        } else {
+            assert_eq!(facts, None);
+            let failed = engine.operation(operation).unwrap().state;
+            let OperationState::Failed { problem } = failed else { panic!("{failed:?}") };
+            assert!(problem.to_string().contains("/unikraft/bin/kernel"), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn a_change_is_pending_until_a_plan_that_holds_it_was_applied() {
+    let mut engine = open(&Disk::default()).unwrap();
+    ask(&mut engine, tenant_add("ada")).unwrap();
+    let pending = |engine: &Engine<Disk>| engine.view().tenants[0].network_pending;
+    let applied = |engine: &mut Engine<Disk>, second| {
+        engine.event(at(second), Event::NetApplied { tenant: TenantId(1) });
+    };
+    applied(&mut engine, 1);
+    assert!(!pending(&engine));
+    ask(&mut engine, Request::DeviceAdd { tenant: name("ada"), name: name("phone"), exit: false }).unwrap();
+    // While the plan with the phone is under way, the phone is revoked.
+    ask(&mut engine, Request::DeviceRevoke { tenant: name("ada"), name: name("phone") }).unwrap();
+    applied(&mut engine, 2);
+    assert!(pending(&engine), "the plan that was applied still has the phone");
+    applied(&mut engine, 3);
+    assert!(!pending(&engine));
+}
+
+#[test]
 fn a_stopped_and_a_killed_machine_stay_so_after_a_restart_and_the_kill_is_in_the_log() {
     let disk = Disk::default();
     let mut engine = lived_in(&disk);
@@ -392,7 +442,7 @@ fn a_stopped_and_a_killed_machine_stay_so_after_a_restart_and_the_kill_is_in_the
 fn what_cannot_be_is_refused_with_a_mend_and_not_logged() {
     let mut engine = lived_in(&Disk::default());
     let manifest = |change: &dyn Fn(&mut AppManifest)| {
-        let mut app = AppManifest::new("oci:x");
+        let mut app = AppManifest::new("oci:/x");
         change(&mut app);
         Request::AppInstall { tenant: name("ada"), name: name("new"), app }
     };

@@ -16,6 +16,12 @@ pub const LINKS_V4: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 /// The range of all links, prefix and its length.
 pub const LINKS_V6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd4e, 0x91c7, 0x2ab6, 0, 0, 0, 0, 0), 64);
 
+/// Whether the address is one of a link.
+pub fn is_link(address: Ipv4Addr) -> bool {
+    let (range, prefix_len) = LINKS_V4;
+    (address.to_bits() ^ range.to_bits()) >> (32 - prefix_len) == 0
+}
+
 /// A /15 has so many /31.
 const MAX_TENANTS: u32 = 1 << 16;
 
@@ -77,9 +83,10 @@ mod tests {
             let link = TenantLink::new(&instance, TenantId(id)).unwrap();
             assert!(seen4.insert(link.host_v4) && seen4.insert(link.tenant_v4));
             assert!(seen6.insert(link.host_v6) && seen6.insert(link.tenant_v6));
-            assert_eq!(link.tenant_v4.to_bits() >> 17, LINKS_V4.0.to_bits() >> 17);
+            assert!(is_link(link.tenant_v4) && is_link(link.host_v4));
             assert_eq!(link.tenant_v6.to_bits() >> 64, LINKS_V6.0.to_bits() >> 64);
         }
+        assert!(!is_link(Ipv4Addr::new(198, 17, 255, 255)) && !is_link(Ipv4Addr::new(198, 20, 0, 0)));
         let beyond = TenantLink::new(&instance, TenantId(MAX_TENANTS));
         assert_eq!(beyond, Err(TooManyTenants { tenant: TenantId(MAX_TENANTS) }));
     }

@@ -15,6 +15,9 @@ use std::ops::RangeInclusive;
 /// (those start at [`crate::plan::FIRST_LISTEN_PORT`]).
 pub const EXIT_PORTS: RangeInclusive<u16> = 40_000..=50_999;
 
+/// Where the tenant's server replicates data with the tenant's devices (TCP): the port that Hypercore's peers know.
+pub const DATA_PORT: u16 = 49_737;
+
 /// The rules of a tenant's own namespace.
 pub fn tenant_rules(plan: &NetPlan) -> String {
     let devices = &plan.devices;
@@ -57,7 +60,7 @@ fn tenant_guard() -> String {
     )
 }
 
-/// The namespace itself offers names and echoes to the overlay, and nothing to the outside.
+/// The namespace itself offers names and echoes to the overlay, data to devices, and nothing to the outside.
 fn tenant_input(subnets: &Subnets) -> String {
     let (v4, v6) = subnets.server();
     format!(
@@ -73,6 +76,8 @@ fn tenant_input(subnets: &Subnets) -> String {
 	chain offered {{
 		ip daddr {v4} meta l4proto {{ tcp, udp }} th dport 53 accept
 		ip6 daddr {v6} meta l4proto {{ tcp, udp }} th dport 53 accept
+		iifname "{WIREGUARD}" ip daddr {v4} tcp dport {DATA_PORT} accept
+		iifname "{WIREGUARD}" ip6 daddr {v6} tcp dport {DATA_PORT} accept
 		icmp type echo-request accept
 		icmpv6 type echo-request accept
 	}}
@@ -127,6 +132,10 @@ fn tenant_quiet() -> String {
     )
 }
 
+/// Connections that one tenant may have through the host at a time: the host's table is for all tenants together
+/// (262,144 entries on a host with much memory), and a household needs some hundreds.
+pub const TENANT_CONNECTIONS: u32 = 4096;
+
 /// The host's namespace knows each tenant by the address of its link alone.
 fn tenant_translation() -> String {
     format!(
@@ -170,9 +179,16 @@ pub fn host_rules(instance: &Instance) -> String {
 		oifname "{veths}" drop
 	}}
 
+	set tenants {{
+		type ifname
+		size 65535
+		flags dynamic
+	}}
+
 	chain leaving {{
 		oifname "{veths}" drop
 		ct state invalid drop
+		ct state new add @tenants {{ iifname ct count over {TENANT_CONNECTIONS} }} drop
 		ip saddr != {links4} drop
 		ip6 saddr != {links6} drop
 		ip daddr {{ 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 100.64.0.0/10, 169.254.0.0/16, 168.63.129.16 }} drop

@@ -20,6 +20,17 @@ pub struct AppInstall {
     pub registry_password: Option<Secret>,
 }
 
+/// What the image holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AppKind {
+    /// Programs, run under the host's guest kernel: the default.
+    Container,
+    /// A library OS and its app in one (OSv, Unikraft): the image's own kernel, at `/unikraft/bin/kernel` or
+    /// `/kernel`, is booted.
+    Unikernel,
+}
+
 /// What an app is. Whatever is absent gets the daemon's default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -27,6 +38,8 @@ pub struct Manifest {
     /// `oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE` or `docker://HOST[:PORT]/NAME[:TAG|@DIGEST]`.
     /// Paths are of the host's, and absolute.
     pub image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<AppKind>,
     /// Memory of the machine, MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u32>,
@@ -38,7 +51,9 @@ pub struct Manifest {
     /// No packet for this long: the machine falls asleep. 0: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
-    /// Takes the place of the image's entrypoint and command when not empty.
+    /// Takes the place of the image's entrypoint and command when not empty. Of a unikernel it is the kernel's
+    /// command line, in which `{ipv4}`, `{ipv6}`, `{gateway_ipv4}`, `{gateway_ipv6}`, `{dns}`, `{mac}`, `{hostname}`
+    /// and `{mtu}` are filled in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub argv: Vec<String>,
     /// `KEY=value`, added to the image's environment.

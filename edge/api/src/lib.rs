@@ -15,7 +15,7 @@ mod schema;
 mod secret;
 mod tenant;
 
-pub use app::{App, AppInstall, AppList, LogQuery, Manifest};
+pub use app::{App, AppInstall, AppKind, AppList, LogQuery, Manifest};
 pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV};
 pub use device::{Device, DeviceAdd, DeviceAdded, DeviceList};
 pub use host::{Check, Doctor, Status};

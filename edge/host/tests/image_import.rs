@@ -42,6 +42,24 @@ async fn a_layout_is_imported_once_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_kernel_that_an_image_brings_is_taken_out_of_it() {
+    let store = tempfile::tempdir().unwrap();
+    let plain = import(store.path(), &Layout::with_app("amd64", RUN_APP, &app()).source()).await.unwrap();
+    assert_eq!((plain.kernel, plain.initrd, plain.disk), (None, None, None));
+    let kernel = vec![7; 300_000];
+    // The upper layer's kernel is the one that counts.
+    let layers = [
+        tar(&[("unikraft/bin/kernel", b"old"), ("disk.img", b"disk")]),
+        tar(&[("unikraft/bin/kernel", &kernel)]),
+    ];
+    let image = import(store.path(), &Layout::with_app("amd64", RUN_APP, &layers).source()).await.unwrap();
+    assert_eq!(fs::read(image.kernel.as_ref().unwrap()).unwrap(), kernel);
+    assert_eq!(fs::read(image.disk.as_ref().unwrap()).unwrap(), b"disk");
+    assert_eq!(image.initrd, None);
+    assert_eq!(ImageStore::open(store.path()).unwrap().get(&image.digest), Some(image));
+}
+
+#[tokio::test]
 async fn archives_hold_the_same_root() {
     let layers = app();
     let layout = Layout::with_app("amd64", RUN_APP, &layers);

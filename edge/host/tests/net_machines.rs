@@ -4,7 +4,7 @@ mod net_world;
 
 use cloudpal_host::net::{NetHost, NetSettings, WireGuardKind, namespace::Namespace};
 use cloudpal_model::Kind;
-use net_world::{World, household, inside};
+use net_world::{PATIENCE_S, World, household, inside};
 use std::{
     fs::File,
     io::Read,
@@ -22,7 +22,7 @@ fn a_packet_for_a_sleeping_machine_waits_and_is_counted_when_it_is_read() {
     runtime.block_on(net.apply(&plan)).unwrap();
     let mut phone = world.phone(1);
     phone.connect(&world, &plan, 0);
-    assert!(phone.pings_within(plan.subnets.server_v4(), 5.0).is_some());
+    assert!(phone.pings_within(plan.subnets.server_v4(), PATIENCE_S).is_some());
 
     let tap = net.tap(plan.machines[0].id).unwrap();
     let other = net.tap(plan.machines[1].id).unwrap();
@@ -200,6 +200,20 @@ fn cpu_ticks() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
     fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_second_instance_in_one_namespace_is_refused() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    inside(
+        &world.host,
+        "ip link add other_1 type veth peer name other_2 && ip addr add 198.18.0.2/31 dev other_1",
+    );
+    let refused = runtime.block_on(NetHost::start(world.settings()));
+    let problem = refused.err().expect("the links of two instances would be one");
+    assert_eq!(problem.kind, Kind::Taken);
+    assert!(problem.what.contains("other_1") && problem.what.contains("198.18.0.2"), "{problem}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
 fn wake(wake: &Wake) -> Result<()> {
     interrupt::hold()?;
     // It is put to sleep by command, and must not fall asleep in between.
-    let mut day = check::dawn(wake.profile, "never")?;
+    let mut day = check::dawn(check::Parts::build(wake.profile)?, "never", &[])?;
     println!("\nGetting ready");
     let measured = measure(&mut day, wake.rounds);
     if measured.is_err() {

@@ -11,10 +11,10 @@ use std::{
 const SUITE: &str = "bookworm";
 
 /// Raised when this file would make another root from the same packages.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 const PACKAGES: &str = "bind9-dnsutils,busybox-static,iproute2,iputils-ping,kmod,nftables,procps,wireguard-go,\
-                        wireguard-tools,curl,ca-certificates";
+                        wireguard-tools,curl,ca-certificates,erofs-utils,e2fsprogs,util-linux-extra,qemu-system-x86";
 
 /// What the initramfs needs to find its root.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "erofs", "overlay"];
@@ -32,6 +32,7 @@ mkdir -p /upper/data /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/data,workdir=/upper/work root /new
 mkdir -p /new/job
 mount -t erofs -o ro /dev/vdb /new/job
+mount -t ext4 -o noatime /dev/vdc /new/tmp
 mount --move /dev /new/dev
 umount /proc
 exec switch_root /new /job/run
@@ -40,23 +41,27 @@ exec switch_root /new /job/run
 /// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a
 /// udev.
 pub const PREAMBLE: &str = "#!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root CLOUDPAL_TEST_WIREGUARD=kernel
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export CLOUDPAL_TEST_WIREGUARD=kernel CLOUDPAL_GUEST_DIR=/job/built/guest
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
+mount -t cgroup2 cgroup /sys/fs/cgroup
+echo '+cpu +memory +io +pids' >/sys/fs/cgroup/cgroup.subtree_control
 mkdir -p /dev/pts /dev/shm /run/netns
+mount -t tmpfs shm /dev/shm
 mount -t devpts pts /dev/pts
 ln -s /proc/self/fd /dev/fd
 ln -s /proc/self/fd/0 /dev/stdin
 ln -s /proc/self/fd/1 /dev/stdout
 ln -s /proc/self/fd/2 /dev/stderr
 ip link set lo up
-for module in wireguard tun veth nf_tables nft_chain_nat nft_masq nft_ct nft_reject_inet; do
+chmod 1777 /tmp /dev/shm
+for module in kvm_amd wireguard tun veth nf_tables nft_chain_nat nft_masq nft_ct nft_reject_inet; do
     modprobe $module || echo \"hostvm: no module $module\"
 done
-echo \"hostvm: $(uname -r), $(grep -c ^processor /proc/cpuinfo) CPUs, $(grep -o -m1 svm /proc/cpuinfo | head -1)\"
-failed=0
+chgrp kvm /dev/kvm && chmod 660 /dev/kvm
+echo \"hostvm: $(uname -r), $(grep -c ^processor /proc/cpuinfo) CPUs, $(ls /dev/kvm)\"
 ";
 
 pub struct Host {
@@ -97,17 +102,18 @@ fn make(work: &Path, package: &guest::Package, host: &Host) -> Result<()> {
         .context("debootstrap needs root and Debian's archive")?;
     let modules = package.root.join("lib/modules");
     let copy = format!(
-        "cp -a {} usr/lib/ && depmod -b . {} && rm -rf dev/* var/cache/apt/* var/lib/apt/lists/* usr/share/doc \
-         usr/share/locale usr/share/man",
+        "cp -a {} usr/lib/ && depmod -b . {} && chroot . groupadd -rf kvm && rm -rf dev/* var/cache/apt/* \
+         var/lib/apt/lists/* usr/share/doc usr/share/locale usr/share/man",
         modules.display(),
         package.version
     );
     shell::output(shell::command("sh", &["-euc", &copy]).current_dir(work))?;
     erofs(work, &host.rootfs)?;
     let busybox = fs::read(work.join("bin/busybox")).context("the host has no static busybox")?;
+    fs::write(paths::target().join("hostvm/busybox"), &busybox)?;
     let initramfs = guest::initramfs(
         &modules.join(&package.version),
-        &MODULES,
+        &[("order", &MODULES)],
         &[("init", INIT.as_bytes()), ("bin/busybox", &busybox)],
         &["bin", "new"],
     )?;
@@ -119,4 +125,10 @@ pub fn erofs(dir: &Path, image: &Path) -> Result<()> {
     drop(fs::remove_file(image));
     let (image, dir) = (image.to_string_lossy(), dir.to_string_lossy());
     shell::output(&mut shell::command("mkfs.erofs", &["--quiet", &image, &dir])).map(drop)
+}
+
+/// The host's static busybox: what the tests' guests run, too.
+pub fn busybox() -> Result<Vec<u8>> {
+    let kept = paths::target().join("hostvm/busybox");
+    fs::read(&kept).with_context(|| format!("{} is missing: remove target/hostvm/recipe", kept.display()))
 }

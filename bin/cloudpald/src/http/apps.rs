@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cloudpal_api as api;
-use cloudpal_control::request::{AppManifest, Request};
+use cloudpal_control::request::{AppKind, AppManifest, Request};
 use cloudpal_model::{Kind, Name, Problem};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -64,7 +64,12 @@ async fn install(
 
 fn with_defaults(manifest: api::Manifest) -> AppManifest {
     let default = AppManifest::new(manifest.image);
+    let kind = match manifest.kind {
+        None | Some(api::AppKind::Container) => AppKind::Container,
+        Some(api::AppKind::Unikernel) => AppKind::Unikernel,
+    };
     AppManifest {
+        kind,
         memory_mib: manifest.memory_mib.unwrap_or(default.memory_mib),
         vcpus: manifest.vcpus.unwrap_or(default.vcpus),
         disk_mib: manifest.disk_mib.unwrap_or(default.disk_mib),

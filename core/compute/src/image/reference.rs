@@ -1,7 +1,11 @@
 //! Where an image comes from, as people write it (the field's own transport names).
 
 use super::{digest::Digest, error::ImageError};
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 /// A parsed source of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,18 @@ impl fmt::Display for Select {
         match self {
             Select::Tag(tag) => f.write_str(tag),
             Select::Digest(digest) => write!(f, "{digest}"),
+        }
+    }
+}
+
+impl Reference {
+    /// Where it is on the host; `None`: in a registry.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Reference::OciLayout { dir: path, .. }
+            | Reference::OciArchive { file: path, .. }
+            | Reference::DockerArchive { file: path, .. } => Some(path),
+            Reference::Registry(_) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     limits::Limits,
     tree::Tree,
 };
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 
 const SPOOL_BUFFER_BYTES: usize = 1 << 20;
 
@@ -101,6 +101,20 @@ impl<S: Read + Write + Seek> RootfsBuilder<S> {
             return Err(ImageError::WrongDigest { what, expected: diff_id.clone(), found });
         }
         Ok(())
+    }
+
+    /// Copies one regular file of the image; `false`: there is none of that path.
+    pub fn copy_file(&mut self, path: &str, output: &mut dyn Write) -> Result<bool, ImageError> {
+        let Ok(Some((offset, size))) = self.tree.find_file(path.as_bytes()) else { return Ok(false) };
+        let read_error = |error| ImageError::Read { place: "the unpacked image".to_owned(), error };
+        let end = self.spool.length;
+        self.spool.writer.flush().map_err(read_error)?;
+        let spool = self.spool.writer.get_mut();
+        spool.seek(SeekFrom::Start(offset)).map_err(read_error)?;
+        let copied = io::copy(&mut spool.take(size), output);
+        copied.map_err(|error| ImageError::Write { place: "a file of the image", error })?;
+        spool.seek(SeekFrom::Start(end)).map_err(read_error)?;
+        Ok(true)
     }
 
     /// Writes the root file system. The same layers give the same bytes, however they were packed.

@@ -223,6 +223,18 @@ impl Tree {
         Ok(place.node())
     }
 
+    /// Where a regular file's content is in the spool, and its size; links on the way are followed, one at the end not.
+    pub fn find_file(&mut self, path: &[u8]) -> Result<Option<(u64, u64)>, EntryFault> {
+        let names = components(path)?;
+        let Some((name, parents)) = names.split_last() else { return Ok(None) };
+        let Some(place) = self.find_directory(parents)? else { return Ok(None) };
+        let found = self.child(place.node(), name);
+        Ok(found.and_then(|dirent| match self.nodes[dirent.node as usize].kind {
+            Kind::File { offset, size } => Some((offset, size)),
+            _ => None,
+        }))
+    }
+
     fn find_directory(&mut self, names: &[&[u8]]) -> Result<Option<Place>, EntryFault> {
         self.walk(names, false)
     }

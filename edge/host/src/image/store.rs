@@ -22,6 +22,14 @@ const TEMPORARY_PREFIX: &str = ".import-";
 const ROOTFS: &str = "rootfs.erofs";
 const RECORD: &str = "image.json";
 
+/// What an image that brings its own kernel has in it, by the paths where it may lie, and our name for it. Unikraft's
+/// images have theirs below /unikraft/bin; for other library OSes the root is the place.
+const UNIKERNEL_FILES: [(&str, [&str; 2]); 3] = [
+    ("kernel", ["unikraft/bin/kernel", "kernel"]),
+    ("initrd", ["unikraft/bin/initrd", "initrd"]),
+    ("disk.img", ["unikraft/bin/disk.img", "disk.img"]),
+];
+
 /// How far an import has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -48,6 +56,10 @@ pub struct StoredImage {
     pub config: ImageConfig,
     pub rootfs: PathBuf,
     pub rootfs_bytes: u64,
+    /// The kernel of its own that it brings; then perhaps also an initial RAM disk and a disk.
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    pub disk: Option<PathBuf>,
 }
 
 /// What `image.json` says.
@@ -87,7 +99,10 @@ impl ImageStore {
         let rootfs = dir.join(ROOTFS);
         let whole = fs::metadata(&rootfs).is_ok_and(|metadata| metadata.len() == record.rootfs_bytes);
         let Record { digest: found, config, rootfs_bytes } = record;
-        (whole && found == *digest).then_some(StoredImage { digest: found, config, rootfs, rootfs_bytes })
+        let [kernel, initrd, disk] =
+            UNIKERNEL_FILES.map(|(name, _)| Some(dir.join(name)).filter(|path| path.is_file()));
+        let image = StoredImage { digest: found, config, rootfs, rootfs_bytes, kernel, initrd, disk };
+        (whole && image.digest == *digest).then_some(image)
     }
 
     /// Every image of the store.
@@ -186,6 +201,27 @@ impl ImageStore {
     }
 }
 
+/// Takes the kernel and what belongs to it out of the image, if it has one.
+fn copy_unikernel(builder: &mut RootfsBuilder<File>, into: &Path) -> Result<(), ImageError> {
+    let write_error = |error| ImageError::Write { place: "a file of the image", error };
+    for (name, paths) in UNIKERNEL_FILES {
+        let path = into.join(name);
+        let mut file = File::create(&path).map_err(write_error)?;
+        let mut found = false;
+        for source in paths {
+            found = found || builder.copy_file(source, &mut file)?;
+        }
+        match found {
+            true => file.sync_all().map_err(write_error)?,
+            false => fs::remove_file(&path).map_err(write_error)?,
+        }
+        if name == "kernel" && !found {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// Reads all layers and writes the root file system into the temporary directory.
 fn write_rootfs(opened: &mut source::Opened, opening: &Opening<'_>) -> Result<u64, Problem> {
     let spool = source::scratch_file(opening.scratch)?;
@@ -199,6 +235,7 @@ fn write_rootfs(opened: &mut source::Opened, opening: &Opening<'_>) -> Result<u6
         (opening.progress)(Progress { stage: Stage::Unpacking, part, done_bytes: 0, total_bytes });
         builder.add_layer(packed, layer.blob.as_ref(), &layer.diff_id)?;
     }
+    copy_unikernel(&mut builder, opening.scratch)?;
     let part = "root file system".to_owned();
     (opening.progress)(Progress { stage: Stage::Writing, part, done_bytes: 0, total_bytes: 0 });
     let path = opening.scratch.join(ROOTFS);

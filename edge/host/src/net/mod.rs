@@ -20,9 +20,9 @@ mod wireguard;
 
 use cloudpal_model::{Kind, MachineId, Problem, TenantId};
 use cloudpal_net::{
-    link::TenantLink,
+    link::{self, TenantLink},
     names::Instance,
-    plan::{NetPlan, PeerStatus},
+    plan::{NetPlan, PeerStatus, Subnets},
     ruleset,
 };
 use links::Links;
@@ -40,7 +40,7 @@ use std::{
 use tap::Tap;
 use taps::Taps;
 use tenant::{Shared, Tenant};
-use tokio::sync::Mutex;
+use tokio::{net::TcpListener, sync::Mutex};
 
 /// How the network of this daemon is to be.
 #[derive(Clone, Debug)]
@@ -76,6 +76,7 @@ impl NetHost {
         let instance: Instance = settings.instance.parse()?;
         check_host()?;
         let lock = lock(&instance)?;
+        check_links(&instance)?;
         let host = Links::open(None)?;
         let (kernel_wireguard, why) = choose_wireguard(settings.wireguard, &host).await?;
         let upstream_dns = match settings.upstream_dns.is_empty() {
@@ -107,11 +108,16 @@ impl NetHost {
     /// Puts the host's rules back if somebody flushed them, as Debian's nftables.service does when it is reloaded:
     /// without them apps could reach the host's services. Says whether it had to.
     pub async fn keep_host_rules(&self) -> Result<bool, Problem> {
-        if firewall::has_table(self.instance.host_table()).await? {
+        if self.has_host_rules().await? {
             return Ok(false);
         }
         firewall::apply(None, ruleset::host_rules(&self.instance)).await?;
         Ok(true)
+    }
+
+    /// Whether the host's rules stand just now.
+    pub async fn has_host_rules(&self) -> Result<bool, Problem> {
+        firewall::has_table(self.instance.host_table()).await
     }
 
     /// Makes the tenant's network match the plan.
@@ -179,6 +185,20 @@ impl NetHost {
         }
     }
 
+    /// Listens at the tenant's server addresses; `None` when the tenant has no network yet.
+    pub async fn listen(
+        &self,
+        tenant: TenantId,
+        subnets: &Subnets,
+        port: u16,
+    ) -> Result<Option<[TcpListener; 2]>, Problem> {
+        let slot = self.slot(tenant).await;
+        let slot = slot.lock().await;
+        let Some(known) = &*slot else { return Ok(None) };
+        let (v4, v6) = subnets.server();
+        known.listen([(v4, port).into(), (v6, port).into()]).map(Some)
+    }
+
     /// What WireGuard knows of the tenant's devices; nothing when the tenant has no network.
     pub async fn peers(&self, tenant: TenantId) -> Vec<PeerStatus> {
         let slot = self.tenants.lock().await.get(&tenant).cloned();
@@ -225,6 +245,27 @@ fn check_host() -> Result<(), Problem> {
     }
     let nft = Command::new("nft").arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).status();
     nft.map(drop).map_err(|e| firewall::missing(&e))
+}
+
+/// All instances number their links alike, so two of them in one namespace would lead each other's tenants astray.
+fn check_links(instance: &Instance) -> Result<(), Problem> {
+    let addresses =
+        nix::ifaddrs::getifaddrs().map_err(|e| Problem::io("listing the host's addresses", &e.into()))?;
+    for found in addresses {
+        let Some(v4) = found.address.as_ref().and_then(|address| address.as_sockaddr_in()) else { continue };
+        let ours = instance.tenant_of_host_veth(&found.interface_name).is_some();
+        if !ours && link::is_link(v4.ip()) {
+            let what = format!(
+                "{} has the address {}, which is of the range for links to tenants",
+                found.interface_name,
+                v4.ip()
+            );
+            let mend = "one instance runs in a network namespace: remove the other one's tenants, or start this one \
+                        with `ip netns exec`";
+            return Err(Problem::new(Kind::Taken, what, mend));
+        }
+    }
+    Ok(())
 }
 
 /// The lock lies where the namespaces lie, not in the daemon's own directory: two daemons of one instance

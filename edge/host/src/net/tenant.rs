@@ -26,6 +26,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
+use tokio::net::TcpListener;
 
 /// How many packets wait for a machine that is asleep.
 const TAP_QUEUE_PACKETS: u32 = 1000;
@@ -183,6 +184,18 @@ impl Tenant {
             self.links.route(Route::host(address, index)).await?;
         }
         wireguard.apply(plan).await
+    }
+
+    /// Listens inside the namespace. Whoever holds the listeners keeps them across plans.
+    pub fn listen(&self, addresses: [SocketAddr; 2]) -> Result<[TcpListener; 2], Problem> {
+        let listen = |address: SocketAddr| {
+            let place = |e: std::io::Error| Problem::io(format_args!("listening on {address}"), &e);
+            let bound = self.namespace.run(|| std::net::TcpListener::bind(address)).and_then(|bound| bound);
+            let bound = bound.map_err(place)?;
+            bound.set_nonblocking(true).map_err(place)?;
+            TcpListener::from_std(bound).map_err(place)
+        };
+        Ok([listen(addresses[0])?, listen(addresses[1])?])
     }
 
     pub async fn peers(&self) -> Result<Vec<PeerStatus>, Problem> {

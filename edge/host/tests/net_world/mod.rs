@@ -26,8 +26,10 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const HOST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 /// A server on the internet.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-
 pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9);
+
+/// For what must come; under software emulation on a busy machine a lost handshake alone costs 5 s.
+pub const PATIENCE_S: f64 = 60.0;
 
 /// Whether the tests are to run with the kernel's WireGuard, as they do in the host VM.
 pub fn in_kernel() -> bool {

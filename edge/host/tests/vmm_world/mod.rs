@@ -74,6 +74,7 @@ impl World {
             mac(GUEST_MAC)
         ));
         let spec = MachineSpec {
+            unikernel: None,
             id,
             dir: dir.path().join("machine"),
             run_dir: dir.path().join("run"),

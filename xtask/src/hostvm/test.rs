@@ -1,0 +1,174 @@
+//! What must hold in the host VM: each part is named, timed and judged by itself.
+
+use super::{
+    Brought, image,
+    job::{Job, Suite},
+    machine,
+};
+use crate::{interrupt, setup};
+use anyhow::{Context, Result, bail};
+use std::{
+    fmt::Write,
+    time::{Duration, Instant},
+};
+
+/// With either WireGuard, and with every driver.
+pub const SUITES: [Suite; 3] = [
+    Suite { package: "cloudpal-host", name: "net_tunnel" },
+    Suite { package: "cloudpal-host", name: "net_machines" },
+    Suite { package: "cloudpal-host", name: "vmm_life" },
+];
+
+/// A host VM that has not ended by then is stuck.
+const PATIENCE: Duration = Duration::from_secs(2400);
+
+/// How the guest tells how a part went: `hostvm: part WORD SECONDS NAME`.
+const PART: &str = "hostvm: part ";
+const END: &str = "hostvm: every part was run";
+
+#[derive(clap::Args, Default)]
+pub struct Options {
+    #[command(flatten)]
+    brought: Brought,
+    /// Only the parts whose names contain one of these.
+    only: Vec<String>,
+}
+
+struct Part {
+    name: String,
+    /// `Err`: why it is not run.
+    command: Result<String, &'static str>,
+}
+
+fn parts(brought: &Brought) -> Vec<Part> {
+    let part = |name: &str, command: &str| Part { name: name.into(), command: Ok(command.into()) };
+    let mut parts: Vec<Part> = SUITES
+        .iter()
+        .map(|suite| {
+            let command = format!("/job/tests/{} --test-threads=1 --nocapture", suite.name);
+            part(&format!("the tests {}", suite.name), &command)
+        })
+        .collect();
+    let day = "/job/xtask up --check --built /job/built -- --wireguard kernel";
+    parts.push(part("the owner's day, qemu driver on KVM", &format!("{day} --accel kvm")));
+    if brought.firecracker.is_none() {
+        let command = Err("no --firecracker");
+        parts.push(Part { name: "the drivers' tests, firecracker".into(), command });
+    }
+    parts
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    interrupt::hold()?;
+    setup::run(setup::For::Test)?;
+    let host = image::build()?;
+    let mut job = Job::begin()?;
+    job.add_build()?;
+    job.add_tests(&SUITES)?;
+    if let Some(firecracker) = &options.brought.firecracker {
+        job.add_program(firecracker, "firecracker")?;
+    }
+    let mut parts = parts(&options.brought);
+    let wanted = |part: &Part| options.only.iter().any(|only| part.name.contains(only.as_str()));
+    parts.retain(|part| options.only.is_empty() || wanted(part));
+    let disk = job.finish(&script(&parts)?)?;
+    let started = Instant::now();
+    let mut report = Report::default();
+    machine::Command::new(&host, &disk)?.listen(PATIENCE, |line| {
+        show(line);
+        report.hear(line);
+    })?;
+    println!("hostvm: {:.0} s", started.elapsed().as_secs_f64());
+    report.judge(&parts)
+}
+
+/// All but the advice that Debian's wireguard-go gives in a box.
+fn show(line: &str) {
+    let line = line.split('\u{250c}').next().unwrap_or_default();
+    if !line.starts_with(['\u{2502}', '\u{2514}']) {
+        println!("  hostvm| {line}");
+    }
+}
+
+fn script(parts: &[Part]) -> Result<String> {
+    let mut script = String::from(FUNCTIONS);
+    for part in parts {
+        match &part.command {
+            Ok(command) => writeln!(script, "part \"{}\" {command}", part.name)?,
+            Err(why) => writeln!(script, "echo \"{PART}skipped 0 {}: {why}\"", part.name)?,
+        }
+    }
+    writeln!(script, "echo \"{END}\"")?;
+    Ok(script)
+}
+
+/// A test that leaves something out says so; here everything is there, so that is a failure.
+const FUNCTIONS: &str = "
+part() {
+    name=$1; shift; start=$(date +%s)
+    echo \"hostvm: begins: $name\"
+    { \"$@\" 2>&1; echo $? >/tmp/code; } | tee /tmp/said
+    word=ok
+    [ \"$(cat /tmp/code)\" = 0 ] || word=FAILED
+    if grep -q '^SKIPPED:' /tmp/said; then word=FAILED; fi
+    echo \"hostvm: part $word $(($(date +%s) - start)) $name\"
+}
+";
+
+#[derive(Default)]
+struct Report {
+    told: Vec<(String, String, String)>,
+    ended: bool,
+}
+
+impl Report {
+    fn hear(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix(PART) {
+            let mut words = rest.splitn(3, ' ').map(str::to_owned);
+            if let (Some(word), Some(seconds), Some(name)) = (words.next(), words.next(), words.next()) {
+                self.told.push((word, seconds, name));
+            }
+        }
+        self.ended |= line == END;
+    }
+
+    fn judge(&self, parts: &[Part]) -> Result<()> {
+        for (word, seconds, name) in &self.told {
+            println!("  {word:8} {seconds:>5} s  {name}");
+        }
+        if !self.ended || self.told.len() != parts.len() {
+            let (told, all) = (self.told.len(), parts.len());
+            bail!("the host VM ended after {told} of {all} parts; what it said is above");
+        }
+        let failed: Vec<&str> =
+            self.told.iter().filter(|told| told.0 == "FAILED").map(|told| told.2.as_str()).collect();
+        if !failed.is_empty() {
+            bail!("in the host VM these did not hold: {}; their output is above", failed.join(", "));
+        }
+        let held = self.told.iter().filter(|told| told.0 == "ok").count();
+        (held > 0).then_some(()).context("the host VM ran nothing: no part has such a name")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(lines: &[&str]) -> Result<()> {
+        let command = Ok("true".to_owned());
+        let parts = [Part { name: "a".into(), command: command.clone() }, Part { name: "b".into(), command }];
+        let mut report = Report::default();
+        lines.iter().for_each(|line| report.hear(line));
+        report.judge(&parts)
+    }
+
+    #[test]
+    fn only_the_word_on_every_part_is_success() {
+        let (a, b) = ("hostvm: part ok 3 a", "hostvm: part ok 4 b");
+        assert!(judged(&[a, b, END]).is_ok());
+        assert!(judged(&[a, "hostvm: part skipped 0 b: no reason", END]).is_ok());
+        assert!(judged(&[a, b]).is_err());
+        assert!(judged(&[a, END]).is_err());
+        assert!(judged(&[a, "hostvm: part FAILED 4 b", END]).unwrap_err().to_string().contains('b'));
+    }
+}
