@@ -14,6 +14,7 @@
 pub mod accelerator;
 mod control;
 mod disk;
+pub mod embedded;
 mod firecracker;
 pub mod logs;
 mod process;

@@ -23,7 +23,7 @@ use std::{
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::Arc,
 };
 use tokio::io::{Interest, unix::AsyncFd};
@@ -81,6 +81,12 @@ impl AsRawFd for Lock {
     }
 }
 
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// A program to start as a VMM.
 pub struct Launch<'a> {
     pub command: Command,
@@ -104,7 +110,7 @@ impl Launch<'_> {
         // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated; the
         // descriptors are open in the parent for the whole call, so they are in the child.
         unsafe { command.pre_exec(move || confine(user, &inherited)) };
-        let mut child = command.spawn().map_err(|error| match error.kind() {
+        let child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Problem::new(
                 Kind::HostLacks,
                 format!("{program} is not installed"),
@@ -112,11 +118,7 @@ impl Launch<'_> {
             ),
             _ => Problem::io(format!("starting {program}"), &error),
         })?;
-        Process::open(Pid::from_child(&child)).inspect_err(|_| {
-            // Nobody could watch it: it must not live.
-            drop(child.kill());
-            drop(child.wait());
-        })
+        Process::of(child)
     }
 }
 
@@ -151,6 +153,15 @@ pub struct Process {
 }
 
 impl Process {
+    /// A child of ours.
+    pub fn of(mut child: Child) -> Result<Process, Problem> {
+        Process::open(Pid::from_child(&child)).inspect_err(|_| {
+            // Nobody could watch it: it must not live.
+            drop(child.kill());
+            drop(child.wait());
+        })
+    }
+
     /// Writes down where to look first for it. Should that not come to pass, [`Process::find`] looks everywhere.
     pub fn note(&self, run_dir: &Path) -> Result<(), Problem> {
         let path = run_dir.join("vmm.pid");

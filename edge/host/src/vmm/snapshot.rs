@@ -127,6 +127,11 @@ impl Draft {
         fs::hard_link(from, self.temporary.join(name))
     }
 
+    /// One of its files that is not needed after all.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.temporary.join(name))
+    }
+
     /// Describes its files and makes everything durable; it has its name only after [`Draft::publish`].
     pub fn complete(
         &self,
