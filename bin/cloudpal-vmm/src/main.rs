@@ -10,7 +10,11 @@ use cloudpal_vmm::{
     Boot, Error, Host, Image, Machine, Shape, Snapshot, Spare,
     tiny_guest::{self, Operator, ask, protocol},
 };
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 /// The embedded VMM: one process, one microVM.
 #[derive(Parser)]
@@ -29,6 +33,9 @@ enum Command {
     },
     /// Measure wakes and clones; JSON on the standard output.
     Measure(measure::Options),
+    /// Write the tiny guest's kernel to the standard output, for whoever tests a driver with it.
+    #[command(hide = true)]
+    TinyGuest,
     /// Be a VMM: what the daemon starts. The channel to it is the standard input.
     #[command(hide = true)]
     Run(process::Options),
@@ -60,6 +67,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Check { dir } => check(&dir.join("asleep")),
         Command::Measure(options) => measure::run(&options),
+        Command::TinyGuest => io::stdout().write_all(tiny_guest::ELF).map_err(|e| Error::Host(e.to_string())),
         Command::Run(options) => return process::run(&options),
         Command::Attempt(options) => attempt(&options).map_err(|error| Error::Host(error.to_string())),
     };

@@ -24,7 +24,8 @@ const OF_VCPU: [u64; 27] = [
 /// And of the machine: memory's flags and its dirty pages, interrupts, event descriptors, controllers, timer, clock,
 /// and whether an extension is there. None makes a VM, a vCPU or a device.
 const OF_MACHINE: [u64; 12] = [0x03, 0x42, 0x46, 0x62, 0x63, 0x67, 0x6a, 0x76, 0x79, 0x7b, 0x7c, 0xae];
-/// linux/if_tun.h: offloads, and the length of the header.
+/// linux/if_tun.h: what kind of interface it is, offloads, and the length of the header.
+const TUNGETIFF: u64 = 0x54d2;
 const TUNSETOFFLOAD: u64 = 0x54d0;
 const TUNSETVNETHDRSZ: u64 = 0x54d8;
 const FIONBIO: u64 = 0x5421;
@@ -194,7 +195,7 @@ fn process_rules() -> Result<Rules, Failure> {
     rules.insert(libc::SYS_prctl, any(0, names.map(|name| name as u64))?);
     rules.insert(libc::SYS_seccomp, any(0, [libc::SECCOMP_SET_MODE_FILTER.into()])?);
     let mut asked: Vec<u64> = OF_VCPU.iter().chain(&OF_MACHINE).map(|number| KVM | number).collect();
-    asked.extend([TUNSETOFFLOAD, TUNSETVNETHDRSZ, FIONBIO]);
+    asked.extend([TUNGETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ, FIONBIO]);
     rules.insert(libc::SYS_ioctl, low_half(&asked)?);
     Ok(rules)
 }

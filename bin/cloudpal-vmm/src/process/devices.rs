@@ -8,7 +8,7 @@ use cloudpal_vmm::virtio::{
     Device,
     blk::Blk,
     console::{Console, End, Port},
-    net::Net,
+    net::{self, Net},
     rate::Limiter,
 };
 
@@ -30,10 +30,14 @@ pub struct Devices {
 }
 
 /// Lets frames in.
-pub struct Release;
+pub struct Release(Option<net::Handle>);
 
 impl Release {
-    pub fn release(&self) {}
+    pub fn release(&self) {
+        if let Some(net) = &self.0 {
+            net.release();
+        }
+    }
 }
 
 pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusal> {
@@ -43,8 +47,12 @@ pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusa
             devices.push(Box::new(Blk::new(file, serial, read_only, Limiter::none())?));
         }
     }
+    let mut release = Release(None);
     if let Some(tap) = files.optional(Handed::Tap) {
-        devices.push(Box::new(Net::new(tap, machine.mac)));
+        let settings = net::Settings { mac: machine.mac, held: true, ..net::Settings::default() };
+        let net = Net::new(tap, settings)?;
+        release.0 = Some(net.handle());
+        devices.push(Box::new(net));
     }
     let mut ports = Vec::new();
     if let Some(listener) = files.optional(Handed::ControlSocket) {
@@ -54,5 +62,5 @@ pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusa
         ports.push(Port::new(LOG_PORT, End::log(log, LOG_BYTES_MAX)));
     }
     devices.push(Box::new(Console::new(ports)));
-    Ok(Devices { devices, release: Release })
+    Ok(Devices { devices, release })
 }

@@ -27,7 +27,10 @@ impl Cgroups {
         match place() {
             Ok((parent, controllers)) if controllers.is_empty() => Cgroups {
                 parent: None,
-                explanation: format!("no cgroup: {} has no controllers (cgroup v1 has them)", parent.display()),
+                explanation: format!(
+                    "no cgroup: {} has no controllers (cgroup v1 has them)",
+                    parent.display()
+                ),
             },
             Ok((parent, controllers)) => Cgroups {
                 explanation: format!("cgroup v2: {} of each VMM bounded", controllers.join(", ")),
@@ -85,7 +88,9 @@ impl Group {
     /// A limit whose controller is not there is no limit.
     fn set(&self, name: &str, value: &str) -> io::Result<()> {
         match fs::write(self.0.join(name), value) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) =>
+            {
                 Ok(())
             }
             result => result,
@@ -132,7 +137,8 @@ mod tests {
 
     #[test]
     fn the_hierarchy_is_found_among_the_mounts() {
-        let mixed = "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        let mixed =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
         assert_eq!(hierarchy(mixed), Some("/sys/fs/cgroup/unified"));
         assert_eq!(hierarchy("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0"), Some("/sys/fs/cgroup"));
         assert_eq!(hierarchy("tmpfs / tmpfs rw 0 0"), None);

@@ -72,7 +72,8 @@ impl Channel {
         let stream = Arc::new(UnixStream::from_std(stream)?);
         let (sender, told) = watch::channel(Told::default());
         let awaited = Arc::new(Awaited::default());
-        let listener = tokio::spawn(listen(stream.clone(), sender, awaited.clone(), last_words)).abort_handle();
+        let listener =
+            tokio::spawn(listen(stream.clone(), sender, awaited.clone(), last_words)).abort_handle();
         // Ids of an earlier daemon may still be answered: start where it cannot have been.
         let next_id = AtomicU64::new(u64::from(std::process::id()) << 32);
         Ok(Channel { stream, writing: tokio::sync::Mutex::default(), next_id, awaited, told, listener })

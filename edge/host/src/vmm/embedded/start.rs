@@ -225,8 +225,15 @@ impl Start<'_> {
         guard.release();
         let group = self.driver.pool.launcher().cgroups.group_of(process.pid());
         let identity = note.identity;
-        let machine =
-            Machine::new(Parts { spec: spec.clone(), identity, process, channel, control, last_words, group });
+        let machine = Machine::new(Parts {
+            spec: spec.clone(),
+            identity,
+            process,
+            channel,
+            control,
+            last_words,
+            group,
+        });
         Ok(Some((machine, tap)))
     }
 
