@@ -104,7 +104,7 @@ async fn a_machine_lives_sleeps_and_wakes() {
     assert!(told.is_err(), "a completed sleep is no exit");
     drop(vm);
 
-    let vm = wake_by_packet(&world, &driver).await;
+    let vm = wake_by_packet(&world, &*driver).await;
     assert!(!driver.has_snapshot(&world.spec), "consumed");
     assert_eq!(run(&vm, "cat /data/file /tmp/file").await, "kept\nonly in memory");
     assert!(clock_error_ms(&run(&vm, "date +%s").await) < 3000);
@@ -172,7 +172,7 @@ async fn a_packet_in_the_middle_of_falling_asleep_is_answered() {
         }
     }
     assert!(cancelled >= 3);
-    let vm = wake_by_packet(&world, &driver).await;
+    let vm = wake_by_packet(&world, &*driver).await;
     vm.stop(Duration::from_secs(5)).await.unwrap();
     assert!(process_is_gone(vm.pid()));
 }
@@ -190,7 +190,7 @@ async fn a_bad_snapshot_is_refused_and_one_woken_twice_draws_other_randomness() 
     let restore = || sh(&format!("rm -rf {dir} && cp -a --sparse=always {dir}.copy {dir}"));
     let mut drawn = Vec::new();
     for _ in 0..2 {
-        let vm = wake_by_packet(&world, &driver).await;
+        let vm = wake_by_packet(&world, &*driver).await;
         drawn.push(run(&vm, "head -c 16 /dev/urandom | sha256sum").await);
         vm.kill().await;
         restore();
@@ -260,7 +260,7 @@ async fn a_new_daemon_adopts_what_runs_and_hears_of_its_end() {
     // An adopted machine sleeps and wakes as any other.
     fall_asleep(&world, &vm).await;
     assert!(driver.adopt(&world.spec).await.unwrap().is_none());
-    let vm = wake_by_packet(&world, &driver).await;
+    let vm = wake_by_packet(&world, &*driver).await;
     assert_eq!(run(&vm, "cat /tmp/file").await, "still here");
 
     sh(&format!("kill -KILL {}", vm.pid()));
