@@ -7,9 +7,13 @@
 #![allow(unsafe_code)]
 
 use super::{Broken, GuestMemory};
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io,
+    os::fd::AsRawFd,
+    sync::atomic::{Ordering, fence},
+};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestMemoryBackend, VolatileSlice, bitmap::Bitmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice, bitmap::Bitmap};
 
 /// Below IOV_MAX of Linux (1024), and beyond what any driver's queue of 256 needs.
 pub const MAX_PIECES: usize = 512;
@@ -78,6 +82,36 @@ pub fn wants_interrupt(used: bool, queue: &mut Queue, memory: &GuestMemory) -> R
     Ok(used && queue.needs_notification(memory).map_err(|_| Broken)?)
 }
 
+/// Gives several chains back in one moment: the guest sees all of them or none.
+pub fn answer_together(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    answers: &[(u16, u32)],
+) -> Result<(), Broken> {
+    let Some((last, others)) = answers.split_last() else { return Ok(()) };
+    for (head, written) in others {
+        // As `add_used` does it, without telling of it (virtio 1.2, section 2.7.8).
+        let at = queue.used_ring() + 4 + u64::from(queue.next_used() % queue.size()) * 8;
+        let element = [u32::from(*head).to_le_bytes(), written.to_le_bytes()].concat();
+        memory.write_slice(&element, GuestAddress(at)).map_err(|_| Broken)?;
+        queue.set_next_used(queue.next_used().wrapping_add(1));
+    }
+    queue.add_used(memory, last.0, last.1).map_err(|_| Broken)
+}
+
+/// Does the guest want to hear of what was used since the index stood there?
+pub fn wants_interrupt_since(before: u16, queue: &mut Queue, memory: &GuestMemory) -> Result<bool, Broken> {
+    let now = queue.next_used();
+    if now == before || !queue.event_idx_enabled() {
+        return Ok(now != before);
+    }
+    // What was used must be seen before its wish is read (section 2.7.10).
+    fence(Ordering::SeqCst);
+    let at = queue.avail_ring() + 4 + u64::from(queue.size()) * 2;
+    let wish: u16 = memory.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| Broken)?;
+    Ok(now.wrapping_sub(u16::from_le(wish)).wrapping_sub(1) < now.wrapping_sub(before))
+}
+
 #[derive(Default)]
 pub struct Pieces<'m> {
     slices: Vec<Slice<'m>>,
@@ -109,6 +143,11 @@ impl<'m> Pieces<'m> {
     }
 
     pub fn push(&mut self, slice: Slice<'m>) {
+        if self.first > MAX_PIECES {
+            // What is used up must not pile up.
+            self.slices.drain(..self.first);
+            self.first = 0;
+        }
         if !slice.is_empty() {
             self.bytes += slice.len();
             self.slices.push(slice);
@@ -136,6 +175,39 @@ impl<'m> Pieces<'m> {
             slice.copy_from(&from[done..done + slice.len()]);
             done += slice.len();
         })
+    }
+
+    /// Copies out of the middle, and leaves all as it is.
+    pub fn get(&self, at: usize, to: &mut [u8]) -> Option<()> {
+        let mut done = 0;
+        self.visit(at, to.len(), |slice| {
+            slice.copy_to(&mut to[done..done + slice.len()]);
+            done += slice.len();
+        })
+    }
+
+    /// Copies into the middle, and leaves all as it is.
+    pub fn put(&self, at: usize, from: &[u8]) -> Option<()> {
+        let mut done = 0;
+        self.visit(at, from.len(), |slice| {
+            slice.copy_from(&from[done..done + slice.len()]);
+            done += slice.len();
+        })
+    }
+
+    fn visit(&self, at: usize, bytes: usize, mut visit: impl FnMut(Slice<'m>)) -> Option<()> {
+        at.checked_add(bytes).filter(|end| *end <= self.bytes)?;
+        let (mut before, mut left) = (at, bytes);
+        for slice in self.slices() {
+            if left == 0 {
+                break;
+            }
+            let start = before.min(slice.len());
+            let len = left.min(slice.len() - start);
+            visit(slice.subslice(start, len).ok()?);
+            (before, left) = (before - start, left - len);
+        }
+        Some(())
     }
 
     /// Leaves the first bytes out.
