@@ -127,28 +127,6 @@ impl Memory {
         self.write(RENEWAL_PAGE, &fresh)
     }
 
-    /// Hands out the memory in the order of the snapshot's file.
-    pub(crate) fn each_chunk<E>(
-        &self,
-        chunk: &mut [u8],
-        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E>
-    where
-        E: From<Error>,
-    {
-        let mut offset = 0;
-        for region in self.map.iter() {
-            let mut at = 0;
-            while at < region.len() {
-                let len = chunk.len().min((region.len() - at) as usize);
-                self.read(region.start_addr().0 + at, &mut chunk[..len])?;
-                take(offset, &chunk[..len])?;
-                (at, offset) = (at + len as u64, offset + len as u64);
-            }
-        }
-        Ok(())
-    }
-
     /// Where a piece of the memory file is in guest memory. Pieces of whole pages never lie across the gap.
     fn address(offset: u64) -> GuestAddress {
         GuestAddress(if offset < layout::GAP { offset } else { layout::GAP_END + (offset - layout::GAP) })

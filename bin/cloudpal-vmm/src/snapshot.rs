@@ -59,7 +59,8 @@ pub enum Refusal {
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
 const FOOTER: usize = 4096;
-const FOOTER_MAGIC: [u8; 8] = *b"CLDPLMEM";
+const FOOTER_MAGIC: [u8; 8] = *b"CLDPLME2";
+const FOOTER_MAGIC_1: [u8; 8] = *b"CLDPLMEM";
 /// Memory is written in pieces of this size; one that is all zero becomes a hole.
 const PIECE: usize = 64 * 1024;
 /// Far more than a state can have; a wrong file is not read into memory.
@@ -96,12 +97,19 @@ impl Machine {
     pub fn save(&mut self, save: Save<'_>) -> Result<Saved, Error> {
         let mut state = self.state()?;
         getrandom::fill(&mut state.pairing).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
-        let saved = match (save.diff, self.base, self.little_change()?) {
-            (Some(file), Some(base), Some(extents)) => {
-                let bytes = diff::write(file, &self.memory, &extents, base.0, state.pairing)?;
+        let told = Error::file("/proc/self/pagemap");
+        let changed = self.memory.changed().map_err(told)?;
+        let saved = match (save.diff, self.base, &changed) {
+            (Some(file), Some(base), Some(changed)) if self.is_little(changed) => {
+                let bytes = diff::write(file, &self.memory, changed, base.0, state.pairing)?;
                 Saved { kind: Kind::Diff, bytes }
             }
-            _ => Saved { kind: Kind::Full, bytes: write_memory(&self.memory, save.memory, state.pairing)? },
+            _ => {
+                // Without a file below, what was never touched is zero.
+                let used = changed.as_deref().filter(|_| self.base.is_none());
+                let bytes = write_memory(&self.memory, used, save.memory, state.pairing)?;
+                Saved { kind: Kind::Full, bytes }
+            }
         };
         let encoded = state.encode();
         let written = save.state.set_len(encoded.len() as u64);
@@ -110,15 +118,10 @@ impl Machine {
         Ok(saved)
     }
 
-    /// What has changed since it woke, when that is so little that a diff is worth its while at the next wake.
-    fn little_change(&self) -> Result<Option<Vec<diff::Extent>>, Error> {
+    /// A diff of this is worth its while at the next wake.
+    fn is_little(&self, changed: &[diff::Extent]) -> bool {
         const SHARE: u64 = 4;
-        if self.base.is_none() {
-            return Ok(None);
-        }
-        let changed = self.memory.changed().map_err(Error::file("/proc/self/pagemap"))?;
-        Ok(changed
-            .filter(|extents| extents.iter().map(|(_, len)| len).sum::<u64>() <= self.memory.bytes() / SHARE))
+        changed.iter().map(|(_, len)| len).sum::<u64>() <= self.memory.bytes() / SHARE
     }
 }
 
@@ -144,7 +147,7 @@ fn check_files(host: &Host, state: &State, memory: &File, diff: Option<&File>) -
     if found != wanted {
         return Err(Refusal::MemoryFile { found, wanted }.into());
     }
-    let (base, _) = footer(memory, state.memory_bytes)?;
+    let base = footer(memory, state.memory_bytes)?.pairing;
     let pairing = match diff.map(diff::header).transpose()? {
         Some(diff) if diff.base == base => diff.pairing,
         Some(_) => return Err(Refusal::Pairing.into()),
@@ -216,46 +219,92 @@ impl Snapshot {
 }
 
 /// Reads all of a memory file and compares its checksum.
-pub fn verify_memory(state: &State, memory: &File) -> Result<(), Error> {
+pub fn verify_memory(state: &State, file: &File) -> Result<(), Error> {
+    let memory_bytes = state.memory_bytes;
+    let footer = footer(file, memory_bytes)?;
     let mut piece = vec![0; PIECE];
-    let (mut at, mut found) = (0, 0);
-    while at < state.memory_bytes {
-        let len = PIECE.min((state.memory_bytes - at) as usize);
-        memory.read_exact_at(&mut piece[..len], at).map_err(Error::file("the snapshot's memory"))?;
-        found = crc32c::crc32c_append(found, &piece[..len]);
+    let (mut at, mut checksum) = (0, Checksum::default());
+    while at < memory_bytes {
+        let len = PIECE.min((memory_bytes - at) as usize);
+        file.read_exact_at(&mut piece[..len], at).map_err(Error::file("the snapshot's memory"))?;
+        if footer.of_pieces {
+            checksum.add(at, &piece[..len]);
+        } else {
+            checksum.0 = crc32c::crc32c_append(checksum.0, &piece[..len]);
+        }
         at += len as u64;
     }
-    let (_, wanted) = footer(memory, state.memory_bytes)?;
+    let (found, wanted) = (checksum.0, footer.checksum);
     if found == wanted { Ok(()) } else { Err(Refusal::MemoryChecksum { found, wanted }.into()) }
 }
 
-/// The pairing and the checksum behind the memory.
-fn footer(memory: &File, memory_bytes: u64) -> Result<([u8; 16], u32), Error> {
+/// What stands behind the memory.
+struct Footer {
+    pairing: [u8; 16],
+    checksum: u32,
+    /// Of the pieces that are not zero; beside states of version 1, of every byte.
+    of_pieces: bool,
+}
+
+fn footer(memory: &File, memory_bytes: u64) -> Result<Footer, Error> {
     let mut footer = [0; 28];
     memory.read_exact_at(&mut footer, memory_bytes).map_err(Error::file("the snapshot's memory"))?;
     let (magic, rest) = footer.split_at(8);
-    let (Some((pairing, rest)), true) = (rest.split_first_chunk::<16>(), magic == FOOTER_MAGIC) else {
+    let known = magic == FOOTER_MAGIC || magic == FOOTER_MAGIC_1;
+    let (Some((pairing, rest)), true) = (rest.split_first_chunk::<16>(), known) else {
         return Err(Refusal::Pairing.into());
     };
-    Ok((*pairing, rest.first_chunk().map_or(0, |crc| u32::from_le_bytes(*crc))))
+    let checksum = rest.first_chunk().map_or(0, |crc| u32::from_le_bytes(*crc));
+    Ok(Footer { pairing: *pairing, checksum, of_pieces: magic == FOOTER_MAGIC })
 }
 
-/// Writes all of the memory, with holes where it is zero.
-fn write_memory(memory: &Memory, file: &File, pairing: [u8; 16]) -> Result<u64, Error> {
+/// Writes all of the memory, with holes where it is zero. `used` says where it may be anything else.
+fn write_memory(
+    memory: &Memory,
+    used: Option<&[diff::Extent]>,
+    file: &File,
+    pairing: [u8; 16],
+) -> Result<u64, Error> {
     let told = || Error::file("the snapshot's memory");
     file.set_len(0).and_then(|()| file.set_len(memory.bytes() + FOOTER as u64)).map_err(told())?;
-    let (mut piece, zero, mut crc, mut written) = (vec![0; PIECE], vec![0; PIECE], 0, 0);
-    memory.each_chunk(&mut piece, |offset, bytes| {
-        crc = crc32c::crc32c_append(crc, bytes);
-        if bytes == &zero[..bytes.len()] {
-            return Ok(());
+    let (mut piece, mut checksum, mut written) = (vec![0; PIECE], Checksum::default(), 0);
+    let all = [(0, memory.bytes())];
+    // Pieces are aligned; one that an extent begins or ends in is written as a whole, and once.
+    let mut next = 0;
+    for (offset, len) in used.unwrap_or(&all) {
+        let mut at = next.max(offset / PIECE as u64 * PIECE as u64);
+        while at < offset + len {
+            let some = (memory.bytes() - at).min(PIECE as u64);
+            memory.each_chunk_of(at, some, &mut piece, |bytes| {
+                if checksum.add(at, bytes) {
+                    written += some;
+                    file.write_all_at(bytes, at).map_err(told())?;
+                }
+                Ok::<_, Error>(())
+            })?;
+            at += some;
         }
-        written += bytes.len() as u64;
-        file.write_all_at(bytes, offset).map_err(told())
-    })?;
-    let footer = [&FOOTER_MAGIC[..], &pairing, &crc.to_le_bytes()].concat();
+        next = next.max(at);
+    }
+    let footer = [&FOOTER_MAGIC[..], &pairing, &checksum.0.to_le_bytes()].concat();
     file.write_all_at(&footer, memory.bytes()).map_err(told())?;
     Ok(written)
+}
+
+/// CRC-32C of the pieces that are not zero, each behind its offset.
+#[derive(Default)]
+struct Checksum(u32);
+
+impl Checksum {
+    /// False when there is nothing in it.
+    fn add(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        const ZERO: [u8; PIECE] = [0; PIECE];
+        if bytes == &ZERO[..bytes.len()] {
+            return false;
+        }
+        self.0 = crc32c::crc32c_append(crc32c::crc32c_append(self.0, &offset.to_le_bytes()), bytes);
+        true
+    }
 }
 
 fn write(machine: &mut Machine, dir: &Path) -> Result<(), Error> {
