@@ -10,6 +10,7 @@ use cloudpal_vmm::virtio::{
     console::{Console, End, Port},
     net::{self, Net},
     rate::Limiter,
+    rng::Rng,
 };
 
 /// Places on the bus: each is wired before anything is known of the machine.
@@ -62,5 +63,6 @@ pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusa
         ports.push(Port::new(LOG_PORT, End::log(log, LOG_BYTES_MAX)));
     }
     devices.push(Box::new(Console::new(ports)));
+    devices.push(Box::new(Rng::new()?));
     Ok(Devices { devices, release })
 }

@@ -20,6 +20,7 @@ pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod rate;
+pub mod rng;
 
 use std::os::fd::RawFd;
 use virtio_queue::Queue;

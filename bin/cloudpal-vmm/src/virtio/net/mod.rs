@@ -1,8 +1,8 @@
 //! virtio-net on a TAP descriptor that it is handed (virtio 1.2, section 5.1).
 //!
 //! Invariants:
-//! - A frame is read from the TAP only when the guest has room for it and the device is not held. Until then it waits in
-//!   the TAP, where falling asleep finds it.
+//! - A frame is read from the TAP only when the guest has room for it and the device is not held. Until then it waits
+//!   in the TAP, where falling asleep finds it.
 //! - Frames go straight between guest memory and the TAP. Where the TAP puts headers before them (IFF_VNET_HDR), the
 //!   guest is offered to leave checksums and segmentation to the host, and to take them over.
 //! - All buffers of a frame are used at once: a guest never sees a part of one.

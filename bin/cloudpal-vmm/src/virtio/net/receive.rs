@@ -1,7 +1,7 @@
 //! Frames from the TAP into the guest's buffers.
 //!
-//! Invariant: buffers are taken from the queue ahead of a frame, in a window; those that no frame filled go back when the
-//! call ends, so that between two calls the queue is as if they had never been taken.
+//! Invariant: buffers are taken from the queue ahead of a frame, in a window; those that no frame filled go back when
+//! the call ends, so that between two calls the queue is as if they had never been taken.
 
 use super::{FRAME_MAX, HEADER, Net, feature};
 use crate::virtio::{
