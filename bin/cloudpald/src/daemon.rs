@@ -4,13 +4,14 @@
 
 use crate::{
     brain::{self, Brain, Clock},
+    driver::{self, Chosen},
     images::Imports,
     machines::Machines,
     networks::Networks,
     sampling,
-    settings::{AccelChoice, Settings, WireGuardChoice},
+    settings::{Settings, WireGuardChoice},
 };
-use cloudpal_compute::driver::{Driver, MachineSpec, Unikernel};
+use cloudpal_compute::driver::{MachineSpec, Unikernel};
 use cloudpal_control::{
     effect::Effect,
     engine::{Engine, MachineFacts},
@@ -20,7 +21,6 @@ use cloudpal_host::{
     image::ImageStore,
     net::{NetHost, NetSettings, WireGuardKind},
     store::RedbStore,
-    vmm::{Accel, QemuDriver, QemuSettings},
 };
 use cloudpal_model::{Kind, MachineId, Problem};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -58,7 +58,7 @@ pub struct Daemon {
     pub machines: Arc<Machines>,
     pub networks: Arc<Networks>,
     pub imports: Arc<Imports>,
-    pub driver: Arc<dyn Driver>,
+    pub driver: Chosen,
     pub net: Arc<NetHost>,
 }
 
@@ -74,11 +74,12 @@ impl Daemon {
         let clock = Clock::start();
         let engine = Engine::open(store, engine_settings(&settings), clock.now())?;
         let images = Arc::new(ImageStore::open(&places.state_dir.join("images"))?);
-        let driver: Arc<dyn Driver> = Arc::new(QemuDriver::new(qemu_settings(&settings))?);
+        let chosen = driver::choose(&settings)?;
+        let driver = chosen.driver.clone();
         let net = Arc::new(NetHost::start(net_settings(&settings)).await?);
         let tenants: Vec<_> = engine.view().tenants.iter().map(|tenant| tenant.id).collect();
         net.remove_others(&tenants).await?;
-        tracing::info!(driver = driver.explain(), network = net.explain(), "the host");
+        tracing::info!(driver = chosen.explain(), network = net.explain(), "the host");
 
         let (brain, inbox) = brain::channel();
         let machines = Arc::new(Machines::new(driver.clone(), net.clone(), brain.clone()));
@@ -101,7 +102,7 @@ impl Daemon {
         tokio::spawn(sampling::firewall(net.clone()));
         tokio::spawn(sampling::logs(machines.clone(), places.clone()));
         tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
-        Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net }))
+        Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver: chosen, net }))
     }
 
     /// Puts the machines to sleep and ends the network. Namespaces and TAPs stay, for a quick start.
@@ -221,15 +222,6 @@ fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
         endpoint_host: settings.endpoint.clone(),
         first_port: settings.first_port,
     }
-}
-
-fn qemu_settings(settings: &Settings) -> QemuSettings {
-    let accel = match settings.accel {
-        AccelChoice::Auto => Accel::Auto,
-        AccelChoice::Tcg => Accel::Tcg,
-        AccelChoice::Kvm => Accel::Kvm,
-    };
-    QemuSettings { accel, first_uid: Some(settings.first_vmm_uid), ..QemuSettings::new(&settings.guest_dir) }
 }
 
 fn net_settings(settings: &Settings) -> NetSettings {

@@ -4,6 +4,7 @@ mod backend;
 mod brain;
 pub mod daemon;
 mod doctor;
+mod driver;
 pub mod http;
 mod images;
 mod machines;

@@ -50,7 +50,7 @@ impl Vmm {
         let (ours, theirs) = UnixStream::pair().map_err(broken("a channel"))?;
         ours.set_read_timeout(Some(PATIENCE)).map_err(broken("a channel"))?;
         let mut command = Command::new("/proc/self/exe");
-        command.args(["run", "--vcpus", "1", "--memory-mib", &memory_mib.to_string()]);
+        command.args(["run", "--memory-mib", &memory_mib.to_string(), "--vcpus", "1"]);
         command.args(["--first-uid", &FIRST_UID.to_string()]).env_clear();
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         let started = std::thread::spawn(move || {

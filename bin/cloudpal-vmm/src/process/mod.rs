@@ -37,15 +37,26 @@ use std::{
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-#[derive(clap::Args)]
-pub struct Options {
-    #[arg(long)]
+/// What is known before there is a machine.
+struct Options {
     memory_mib: u32,
-    #[arg(long)]
     vcpus: u8,
     /// It becomes the user of this number plus its own pid.
-    #[arg(long)]
     first_uid: u32,
+}
+
+impl Options {
+    /// `--memory-mib N --vcpus N --first-uid N`, in this order: only the daemon writes it.
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, Fatal> {
+        let mut value = |name: &str| -> Result<u32, Fatal> {
+            match (arguments.next(), arguments.next()) {
+                (Some(given), Some(value)) if given == name => Ok(value.parse()?),
+                _ => Err(format!("{name} and a number are missing").into()),
+            }
+        };
+        let (memory_mib, vcpus) = (value("--memory-mib")?, value("--vcpus")?);
+        Ok(Options { memory_mib, vcpus: vcpus.try_into()?, first_uid: value("--first-uid")? })
+    }
 }
 
 /// Beside the vCPUs: this one, the devices', and one that KVM starts by itself in newer kernels.
@@ -54,8 +65,8 @@ const OTHER_THREADS: u64 = 3;
 /// A fault that ends the process before it could tell anybody: it stands in its log.
 type Fatal = Box<dyn std::error::Error>;
 
-pub fn run(options: &Options) -> ExitCode {
-    match serve(options) {
+pub fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    match Options::parse(arguments).and_then(|options| serve(&options)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cloudpal-vmm: {error}");
@@ -65,6 +76,8 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn serve(options: &Options) -> Result<(), Fatal> {
+    // SAFETY: sets a number. One arena for all threads: they allocate little, and each would cost memory and time.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     let channel = take_channel()?;
     // It outlives the daemon, and has no terminal.
     rustix::process::setsid()?;

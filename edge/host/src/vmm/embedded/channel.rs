@@ -87,10 +87,6 @@ impl Channel {
         Ok(channel)
     }
 
-    pub fn told(&self) -> watch::Receiver<Told> {
-        self.told.clone()
-    }
-
     /// Whether the VMM still holds its end.
     pub fn is_open(&self) -> bool {
         !self.told.borrow().lost
