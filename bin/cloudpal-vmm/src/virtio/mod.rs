@@ -14,6 +14,7 @@
 //! - Sources are watched edge by edge. A call therefore goes on until its source would block, until the guest has
 //!   no buffer left (its next notification is the next call), or until it says `more`.
 
+pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
