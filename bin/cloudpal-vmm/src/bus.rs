@@ -133,10 +133,9 @@ impl Bus {
 
     pub(crate) fn read_memory(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
-        if let Some((slot, offset)) = self.slot_at(address) {
-            if let Some(device) = slot.device().as_ref() {
-                device.read(offset, data);
-            }
+        let Some((slot, offset)) = self.slot_at(address) else { return };
+        if let Some(device) = slot.device().as_ref() {
+            device.read(offset, data);
         }
     }
 

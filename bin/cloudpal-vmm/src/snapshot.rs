@@ -298,7 +298,7 @@ struct Checksum(u32);
 impl Checksum {
     /// False when there is nothing in it.
     fn add(&mut self, offset: u64, bytes: &[u8]) -> bool {
-        const ZERO: [u8; PIECE] = [0; PIECE];
+        static ZERO: [u8; PIECE] = [0; PIECE];
         if bytes == &ZERO[..bytes.len()] {
             return false;
         }

@@ -12,9 +12,13 @@ use cloudpal_vmm::{
 };
 use std::{
     fs::File,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     os::unix::net::UnixDatagram,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -138,19 +142,20 @@ fn booted(host: &Host, vcpus: u8, devices: Vec<Box<dyn Device>>) -> Machine {
     machine
 }
 
-fn register(offset: u64) -> u32 {
-    (layout::device_page(0) + offset) as u32
-}
-
 /// The guest writes a register.
 fn set(machine: &mut Machine, offset: u64, value: u32) {
-    ask(machine, protocol::AIM, register(offset)).expect("aims");
+    set_of(machine, 0, offset, value);
+}
+
+/// The guest writes a register of the device in that slot.
+fn set_of(machine: &mut Machine, slot: u8, offset: u64, value: u32) {
+    ask(machine, protocol::AIM, (layout::device_page(slot) + offset) as u32).expect("aims");
     ask(machine, protocol::POKE, value).expect("writes");
 }
 
 /// The guest reads a register.
 fn get(machine: &mut Machine, offset: u64) -> u32 {
-    ask(machine, protocol::AIM, register(offset)).expect("aims");
+    ask(machine, protocol::AIM, (layout::device_page(0) + offset) as u32).expect("aims");
     ask(machine, protocol::LOOK, 0).expect("reads")
 }
 
@@ -159,14 +164,21 @@ fn table(queue: u32) -> u64 {
 }
 
 fn set_up(machine: &mut Machine) {
+    set_up_in(machine, 0, 2);
+    assert_ne!(get(machine, register::STATUS) & status::DRIVER_OK, 0);
+}
+
+/// Sets up the device in that slot, as the specification says.
+fn set_up_in(machine: &mut Machine, slot: u8, queues: u32) {
+    let set = |machine: &mut Machine, offset, value| set_of(machine, slot, offset, value);
     set(machine, register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
     set(machine, register::DRIVER_FEATURES_SELECT, 1);
     set(machine, register::DRIVER_FEATURES, 1);
     set(machine, register::STATUS, status::FEATURES_OK);
-    assert_eq!(get(machine, register::STATUS), status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
-    for queue in 0..2 {
-        let at = table(queue) as u32;
-        machine.memory.write(table(queue), &[0; 0x3000]).expect("in memory");
+    for queue in 0..queues {
+        let own = table(queue + 4 * u32::from(slot));
+        let at = own as u32;
+        machine.memory.write(own, &[0; 0x3000]).expect("in memory");
         for (offset, value) in [
             (register::QUEUE_SELECT, queue),
             (register::QUEUE_SIZE, SIZE),
@@ -179,7 +191,6 @@ fn set_up(machine: &mut Machine) {
         }
     }
     set(machine, register::STATUS, status::DRIVER_OK);
-    assert_ne!(get(machine, register::STATUS) & status::DRIVER_OK, 0);
 }
 
 fn half(machine: &Machine, at: u64) -> u16 {
@@ -371,11 +382,14 @@ fn what_does_not_belong_together_is_refused() {
     assert_eq!(tried(&one, &one.memory, Some(&two.diff), wire(), 1), pairing, "another state");
     assert!(tried(&one, &one.memory, None, wire(), 2).contains("1 vCPUs, the machine 2"));
     assert!(tried(&one, &one.memory, None, vec![], 1).contains("1 devices, the machine 0"));
-    assert!(tried(&one, &one.memory, None, vec![Box::new(Other)], 1).contains("another kind of device"));
+    assert!(
+        tried(&one, &one.memory, None, vec![Box::new(Other(Arc::default()))], 1)
+            .contains("another kind of device")
+    );
 }
 
-/// Another device.
-struct Other;
+/// Another device, which always wants more; it counts how often it was called.
+struct Other(Arc<AtomicU64>);
 
 impl Device for Other {
     fn kind(&self) -> u32 {
@@ -390,7 +404,7 @@ impl Device for Other {
     fn activate(&mut self, _: u64) {}
     fn read_config(&self, _: u64, _: &mut [u8]) {}
     fn work(&mut self, _: usize, _: &mut [Queue], _: &GuestMemory) -> Result<Work, Broken> {
-        // Never content.
+        self.0.fetch_add(1, Ordering::Relaxed);
         Ok(Work { more: true, ..Work::default() })
     }
     fn reset(&mut self) {}
@@ -407,7 +421,7 @@ impl Device for Other {
 fn a_storm_of_accesses_leaves_the_machine_and_its_devices_whole() {
     let Some(host) = host() else { return };
     let (device, wire) = Wire::pair();
-    let mut machine = booted(&host, 1, vec![device, Box::new(Other)]);
+    let mut machine = booted(&host, 1, vec![device, Box::new(Other(Arc::default()))]);
     set_up(&mut machine);
     assert_eq!(ask(&mut machine, protocol::STORM, 20_000).expect("storms"), 20_000);
     assert_eq!(ask(&mut machine, protocol::COUNT, 0).expect("counts"), 1);
@@ -457,11 +471,17 @@ fn resets_in_flight_and_rings_outside_of_memory_break_nothing() {
 fn a_greedy_device_starves_nobody() {
     let Some(host) = host() else { return };
     let (device, wire) = Wire::pair();
-    let mut machine = booted(&host, 1, vec![device, Box::new(Other)]);
+    let calls = Arc::new(AtomicU64::new(0));
+    let mut machine = booted(&host, 1, vec![device, Box::new(Other(calls.clone()))]);
+    set_up_in(&mut machine, 1, 1);
     set_up(&mut machine);
-    send(&mut machine, &wire, b"turn", 1);
-    assert!(
-        Snapshot::take(&mut machine, &tempfile::tempdir().expect("a directory").path().join("s")).is_ok()
-    );
-    let _: OwnedFd = wire.into();
+    for count in 1..=20 {
+        send(&mut machine, &wire, b"turn", count);
+    }
+    assert!(calls.load(Ordering::Relaxed) > 20, "it was greedy: {calls:?}");
+    let dir = tempfile::tempdir().expect("a directory");
+    Snapshot::take(&mut machine, &dir.path().join("asleep")).expect("a snapshot");
+    let paused = calls.load(Ordering::Relaxed);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(calls.load(Ordering::Relaxed), paused, "nothing works while the machine stands still");
 }
