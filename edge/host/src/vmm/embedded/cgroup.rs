@@ -11,8 +11,11 @@ use std::{
 /// Below the hierarchy's top, beside the daemon's own group: VMMs outlive the daemon.
 const NAME: &str = "cloudpal-vmm";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// What a VMM needs beside its guest's memory: its own, page tables, and the kernel's part of KVM.
-const OVERHEAD_MIB: u64 = 64;
+/// What a VMM needs beside its guest's memory: its own, page tables, the kernel's part of KVM, and the pages of the files
+/// that it writes, which may lie in memory.
+const OVERHEAD_MIB: u64 = 256;
+/// A sleep writes all of the guest's memory to a file once more.
+const COPIES: u64 = 2;
 const PERIOD_US: u64 = 100_000;
 
 #[derive(Clone, Debug)]
@@ -54,7 +57,7 @@ impl Cgroups {
             made => made?,
         }
         let quota_us = u64::from(vcpus + 1) * PERIOD_US;
-        let memory = (u64::from(memory_mib) + OVERHEAD_MIB) << 20;
+        let memory = (COPIES * u64::from(memory_mib) + OVERHEAD_MIB) << 20;
         group.set("cpu.max", &format!("{quota_us} {PERIOD_US}"))?;
         group.set("memory.max", &memory.to_string())?;
         group.set("memory.swap.max", "0")?;

@@ -25,6 +25,7 @@ use cloudpal_model::{
     Kind, Problem,
     vmm::{self, Ask, File as Handed, LOCK_FD, TAP_FD},
 };
+use rustix::process::Signal;
 use std::{
     fs::{self, File, OpenOptions},
     io,
@@ -41,7 +42,7 @@ const STARTED: &str = "started";
 const CHANNEL_SOCKET: &str = "vmm.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 
-const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k random.trust_cpu=on audit=0 lsm= \
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k pci=off random.trust_cpu=on audit=0 lsm= \
     8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd cryptomgr.notests";
 
 pub(super) struct Start<'a> {
@@ -194,8 +195,9 @@ impl Start<'_> {
             let mend = "end the VMM process of this machine by hand, then restart the daemon";
             Problem::new(Kind::Internal, what, mend)
         };
-        let found = (Note::read(&spec.run_dir), Process::find(&spec.run_dir, LOCK_FD));
-        let (Some(note), Some(process)) = found else {
+        let note = Note::read(&spec.run_dir);
+        let found = note.as_ref().and_then(|note| Process::find(&spec.run_dir, note.lock_fd));
+        let (Some(note), Some(process)) = (note, found) else {
             // It may have ended at this very moment.
             return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
         };
@@ -211,6 +213,8 @@ impl Start<'_> {
         // It runs on: a snapshot that it was writing, or had just written, must never be woken.
         let dir = spec.dir.clone();
         blocking_io("removing the old snapshot", move || snapshot::discard(&dir)).await?;
+        // Whoever stopped it is gone, too.
+        process.signal(Signal::CONT);
         let last_words = LastWords::default();
         let socket = sockets_dir(spec).join(CHANNEL_SOCKET);
         let channel = Channel::connect(&socket, last_words.clone()).await;
