@@ -56,7 +56,7 @@ impl Pages {
 fn map_fresh(start: *mut u8, len: usize) -> bool {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    // SAFETY: replaces whole pages of guest memory, whose mapping stays one address range that is unmapped as a whole in
-    // the end; nothing holds a reference into it.
+    // SAFETY: replaces whole pages of guest memory, whose addresses stay one range that is unmapped as a whole in the
+    // end; nothing holds a reference into it.
     unsafe { libc::mmap(start.cast(), len, prot, flags, -1, 0) != libc::MAP_FAILED }
 }
