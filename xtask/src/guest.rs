@@ -10,6 +10,7 @@ mod kernel;
 use crate::{paths, shell};
 use anyhow::{Context, Result, bail};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -20,7 +21,7 @@ const META_PACKAGE: &str = "linux-image-cloud-amd64";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// What the guest needs; their dependencies are found in the modules themselves.
-const MODULES: [&str; 8] = [
+const MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_console",
     "virtio_blk",
@@ -30,6 +31,9 @@ const MODULES: [&str; 8] = [
     "erofs",
     "overlay",
 ];
+
+/// Loaded only where the VMM offers a vsock instead of a virtio console.
+const VSOCK_MODULES: &[&str] = &["vmw_vsock_virtio_transport"];
 
 #[derive(Debug)]
 pub struct GuestArtifacts {
@@ -60,7 +64,12 @@ pub fn build(out_dir: &Path) -> Result<GuestArtifacts> {
     }
     let init = fs::read(init)?;
     let modules = unpacked.join("lib/modules").join(&kernel_version);
-    let initramfs = initramfs(&modules, &MODULES, &[("init", &init)], &["run", "cloudpal"])?;
+    let initramfs = initramfs(
+        &modules,
+        &[("order", MODULES), ("vsock", VSOCK_MODULES)],
+        &[("init", &init)],
+        &["run", "cloudpal"],
+    )?;
     changed |= replace_if_different(&out_dir.join("initramfs.img"), &initramfs)?;
     changed |=
         replace_if_different(&out_dir.join("kernel-version"), format!("{kernel_version}\n").as_bytes())?;
@@ -135,14 +144,13 @@ fn build_init() -> Result<PathBuf> {
 }
 
 /// An initramfs with these executables, directories, and the modules with all that they need, in the order in which
-/// `/modules/order` lists them.
+/// the file of each list, `/modules/NAME`, names them.
 pub fn initramfs(
     modules: &Path,
-    wanted: &[&str],
+    wanted: &[(&str, &[&str])],
     programs: &[(&str, &[u8])],
     dirs: &[&str],
 ) -> Result<Vec<u8>> {
-    let found = kernel::modules(modules, wanted)?;
     let mut archive = cpio::Archive::default();
     for name in ["proc", "sys", "dev", "modules"].iter().chain(dirs) {
         archive.directory(name);
@@ -152,12 +160,18 @@ pub fn initramfs(
     }
     // The kernel opens it for PID 1 before anything is mounted.
     archive.character_device("dev/console", 5, 1);
-    let mut order = String::new();
-    for module in &found {
-        archive.file(&format!("modules/{}.ko", module.name), 0o644, &module.bytes);
-        order += &format!("{}.ko\n", module.name);
+    let mut packed = BTreeSet::new();
+    for (list, wanted) in wanted {
+        let mut order = String::new();
+        for module in kernel::modules(modules, wanted)? {
+            order += &format!("{}.ko\n", module.name);
+            let path = format!("modules/{}.ko", module.name);
+            if packed.insert(module.name) {
+                archive.file(&path, 0o644, &module.bytes);
+            }
+        }
+        archive.file(&format!("modules/{list}"), 0o644, order.as_bytes());
     }
-    archive.file("modules/order", 0o644, order.as_bytes());
     Ok(archive.finish())
 }
 

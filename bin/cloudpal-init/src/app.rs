@@ -4,7 +4,7 @@ use crate::{
     Fault,
     children::{Children, End},
     control::{Control, find_port, lock},
-    launch, mounts,
+    launch, mounts, vsock,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use cloudpal_model::guest::{FromGuest, GuestConfig, Reply};
@@ -40,10 +40,14 @@ pub struct App {
 }
 
 impl App {
-    pub fn start(config: &GuestConfig) -> Result<Arc<App>, Fault> {
+    pub fn start(config: &GuestConfig, by_vsock: bool) -> Result<Arc<App>, Fault> {
         fs::write(launch::PROCESS, serde_json::to_vec(&config.process)?)?;
         let (output, input) = pipe()?;
-        let log = File::options().write(true).open(find_port("cloudpal.log")?)?;
+        let log: Box<dyn Write + Send> = if by_vsock {
+            Box::new(vsock::Log::default())
+        } else {
+            Box::new(File::options().write(true).open(find_port("cloudpal.log")?)?)
+        };
         let log = std::thread::spawn(move || copy_to_log(output, log));
         let children = Children::new();
         let mut command = Command::new("/proc/self/exe");
@@ -139,7 +143,7 @@ impl App {
 }
 
 /// Through a pipe rather than the port itself: a port can be opened once only, and apps do open /dev/stdout.
-fn copy_to_log(mut output: impl Read, mut log: File) {
+fn copy_to_log(mut output: impl Read, mut log: impl Write) {
     let mut chunk = [0; 16384];
     loop {
         match output.read(&mut chunk) {

@@ -1,15 +1,15 @@
-//! The guest's end of the control channel: JSON lines over the virtio-serial port `cloudpal.control`.
+//! The guest's end of the control channel: JSON lines over the virtio-serial port `cloudpal.control`, or over vsock.
 //!
 //! Invariant: one line is written by one `write` under one lock, so answers of different threads never mix.
 //! While no host is attached a write waits and a read says "nothing": both are ridden out here.
 
-use crate::Fault;
+use crate::{Fault, vsock::Listener};
 use cloudpal_model::guest::{FromGuest, MAX_LINE_BYTES, Reply, ToGuest};
 use std::{
     fs::File,
     io::{Read, Write},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -18,22 +18,46 @@ const PORTS: &str = "/sys/class/virtio-ports";
 
 pub struct Control {
     reader: Mutex<Lines>,
-    writer: Mutex<File>,
+    writer: Writer,
+}
+
+enum Writer {
+    Port(Mutex<File>),
+    Vsock { line: Mutex<()>, listener: Arc<Listener> },
 }
 
 struct Lines {
-    port: File,
+    source: Source,
     pending: Vec<u8>,
     /// The line is too long: throw away everything up to its end.
     skipping: bool,
 }
 
+enum Source {
+    Port(File),
+    Vsock { listener: Arc<Listener>, current: Option<Arc<File>> },
+}
+
 impl Control {
+    /// By the virtio-serial port.
     pub fn open() -> Result<Self, Fault> {
         let path = find_port("cloudpal.control")?;
         let port = File::options().read(true).write(true).open(&path)?;
-        let writer = Mutex::new(port.try_clone()?);
-        Ok(Control { reader: Mutex::new(Lines { port, pending: Vec::new(), skipping: false }), writer })
+        let writer = Writer::Port(Mutex::new(port.try_clone()?));
+        Ok(Control::new(Source::Port(port), writer))
+    }
+
+    /// By vsock.
+    pub fn listen() -> Result<Self, Fault> {
+        let listener = Arc::new(Listener::open()?);
+        let writer = Writer::Vsock { line: Mutex::new(()), listener: listener.clone() };
+        // The first word is the guest's, and it takes a host to hear it.
+        let current = Some(listener.accept()?);
+        Ok(Control::new(Source::Vsock { listener, current }, writer))
+    }
+
+    fn new(source: Source, writer: Writer) -> Self {
+        Control { reader: Mutex::new(Lines { source, pending: Vec::new(), skipping: false }), writer }
     }
 
     /// The host's next message. A line that is no message is skipped: the host may be newer than this init.
@@ -51,7 +75,13 @@ impl Control {
     pub fn tell(&self, message: &FromGuest) -> Result<(), Fault> {
         let mut line = serde_json::to_vec(message)?;
         line.push(b'\n');
-        lock(&self.writer).write_all(&line)?;
+        match &self.writer {
+            Writer::Port(port) => lock(port).write_all(&line)?,
+            Writer::Vsock { line: turn, listener } => {
+                let _turn = lock(turn);
+                listener.write(&line);
+            }
+        }
         Ok(())
     }
 
@@ -85,7 +115,7 @@ impl Lines {
                 self.skipping = true;
             }
             let mut chunk = [0; 16384];
-            match self.port.read(&mut chunk) {
+            match self.source.read(&mut chunk) {
                 // No host is attached: its daemon restarts. Look again soon, then ever more rarely.
                 Ok(0) => {
                     sleep(Duration::from_millis(idle_ms));
@@ -97,6 +127,36 @@ impl Lines {
                 }
                 Err(fault) if fault.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(fault) => return Err(format!("reading the control port: {fault}").into()),
+            }
+        }
+    }
+}
+
+impl Source {
+    /// A vsock's host that goes is replaced by the next one, and its half line ended.
+    fn read(&mut self, chunk: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Source::Port(port) => port.read(chunk),
+            Source::Vsock { listener, current } => {
+                let host = match current {
+                    Some(host) => host.clone(),
+                    None => {
+                        let host =
+                            listener.accept().map_err(|fault| std::io::Error::other(fault.to_string()))?;
+                        *current = Some(host.clone());
+                        chunk[0] = b'\n';
+                        return Ok(1);
+                    }
+                };
+                match (&*host).read(chunk) {
+                    Ok(count @ 1..) => Ok(count),
+                    Err(fault) if fault.kind() == std::io::ErrorKind::Interrupted => Err(fault),
+                    Ok(_) | Err(_) => {
+                        listener.lost(&host);
+                        *current = None;
+                        Err(std::io::ErrorKind::Interrupted.into())
+                    }
+                }
             }
         }
     }

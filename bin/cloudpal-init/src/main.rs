@@ -18,8 +18,10 @@ mod network;
 mod ready;
 mod reseed;
 mod users;
+mod vsock;
 
 use cloudpal_model::guest::{Ask, FromGuest, GuestConfig};
+use control::Control;
 use std::sync::Arc;
 
 type Fault = Box<dyn std::error::Error + Send + Sync>;
@@ -42,21 +44,25 @@ fn main() {
 
 fn run() -> Result<(), Fault> {
     mounts::kernel_file_systems()?;
-    mounts::load_modules()?;
-    let control = Arc::new(control::Control::open()?);
+    mounts::load_modules("order")?;
+    let by_vsock = vsock::is_used()?;
+    if by_vsock {
+        mounts::load_modules("vsock")?;
+    }
+    let control = Arc::new(if by_vsock { Control::listen()? } else { Control::open()? });
     control.tell(&FromGuest::Hello { version: 1 })?;
     let config = wait_for_boot(&control)?;
     clock::set(config.wall_us)?;
     clock::reseed(&config.entropy_base64)?;
     mounts::root(&config)?;
     network::configure(&config.network)?;
-    let app = app::App::start(&config)?;
+    let app = app::App::start(&config, by_vsock)?;
     app.clone().watch(control.clone());
     ready::watch(control.clone(), &config);
     serve(&control, &app)
 }
 
-fn wait_for_boot(control: &control::Control) -> Result<Box<GuestConfig>, Fault> {
+fn wait_for_boot(control: &Control) -> Result<Box<GuestConfig>, Fault> {
     loop {
         let message = control.next()?;
         if let Ask::Boot { config } = message.ask {
@@ -67,7 +73,7 @@ fn wait_for_boot(control: &control::Control) -> Result<Box<GuestConfig>, Fault> 
     }
 }
 
-fn serve(control: &Arc<control::Control>, app: &Arc<app::App>) -> Result<(), Fault> {
+fn serve(control: &Arc<Control>, app: &Arc<app::App>) -> Result<(), Fault> {
     loop {
         let message = control.next()?;
         let id = message.id;

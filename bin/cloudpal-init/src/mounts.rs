@@ -39,9 +39,9 @@ pub fn kernel_file_systems() -> Result<(), Fault> {
     mount_at("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755")
 }
 
-/// Loads the modules in the order in which the set-up resolved their dependencies.
-pub fn load_modules() -> Result<(), Fault> {
-    let order = fs::read_to_string(format!("{MODULES}/order"))?;
+/// Loads a list of modules in the order in which the set-up resolved their dependencies.
+pub fn load_modules(list: &str) -> Result<(), Fault> {
+    let order = fs::read_to_string(format!("{MODULES}/{list}"))?;
     for name in order.lines() {
         let file = File::open(format!("{MODULES}/{name}"))?;
         match finit_module(file, c"", ModuleInitFlags::empty()) {
@@ -55,9 +55,9 @@ pub fn load_modules() -> Result<(), Fault> {
 
 /// Puts the app's root together.
 pub fn root(config: &GuestConfig) -> Result<(), Fault> {
-    mount_at(&block_device("root")?, IMAGE, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, "")?;
+    mount_at(&block_device(Disk::Root)?, IMAGE, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, "")?;
     let disk_flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    mount_at(&block_device("disk")?, DISK, "ext4", disk_flags, "")?;
+    mount_at(&block_device(Disk::Writable)?, DISK, "ext4", disk_flags, "")?;
     for name in ["upper", "work"] {
         fs::create_dir_all(format!("{DISK}/{name}"))?;
     }
@@ -67,13 +67,23 @@ pub fn root(config: &GuestConfig) -> Result<(), Fault> {
     provided_files(config)
 }
 
-/// A block device by the serial number that the VMM gave it: the order of discovery is nobody's promise.
-fn block_device(serial: &str) -> Result<String, Fault> {
+/// The image or the writable disk: the order of discovery is nobody's promise. A VMM names them by serial numbers, or,
+/// when those are its own, offers one that can be written and one that cannot.
+fn block_device(disk: Disk) -> Result<String, Fault> {
+    let (serial, read_only) = match disk {
+        Disk::Root => ("root", "1"),
+        Disk::Writable => ("disk", "0"),
+    };
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(30) {
-        for entry in fs::read_dir("/sys/block")?.flatten() {
-            let found =
-                fs::read_to_string(entry.path().join("serial")).is_ok_and(|text| text.trim() == serial);
+        let disks =
+            fs::read_dir("/sys/block")?.flatten().filter(|entry| entry.path().join("serial").exists());
+        for entry in disks {
+            let attribute = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+            let found = match attribute("serial").trim() {
+                "root" | "disk" => attribute("serial").trim() == serial,
+                _ => attribute("ro").trim() == read_only,
+            };
             let device = PathBuf::from("/dev").join(entry.file_name());
             if found && device.exists() {
                 return Ok(device.to_string_lossy().into_owned());
@@ -82,6 +92,11 @@ fn block_device(serial: &str) -> Result<String, Fault> {
         sleep(Duration::from_millis(2));
     }
     Err(format!("the VMM offers no disk with the serial number {serial}").into())
+}
+
+enum Disk {
+    Root,
+    Writable,
 }
 
 fn app_file_systems() -> Result<(), Fault> {
@@ -171,8 +186,11 @@ pub fn power_off() -> ! {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     let _ = mount(None::<&str>, DISK, None::<&str>, flags, None::<&str>);
     nix::unistd::sync();
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    // No power switch on this machine model: a reset ends a VMM that was started without reboot.
+    // Without a power switch a machine would stand still: there a reset is its end, and the VMM says so to the kernel.
+    let parameters = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !parameters.split_ascii_whitespace().any(|parameter| parameter == "reboot=k") {
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }
     let _ = reboot(RebootMode::RB_AUTOBOOT);
     loop {
         sleep(Duration::from_secs(1));

@@ -83,9 +83,73 @@ fn obey(command: u32) -> Option<u32> {
             // SAFETY: an undefined instruction, and there is no handler: that is what is asked for.
             unsafe { asm!("ud2", options(noreturn)) }
         }
+        NOBODY => alone(),
         VECTORS => Some(swap_vector_register(input(ARGUMENT_PORT))),
+        AIM => {
+            map_devices();
+            let address = input(ARGUMENT_PORT);
+            write(AIMED, address);
+            Some(address)
+        }
+        POKE => {
+            write(u64::from(read(AIMED)), input(ARGUMENT_PORT));
+            Some(0)
+        }
+        LOOK => Some(read(u64::from(read(AIMED)))),
+        STORM => Some(storm(input(ARGUMENT_PORT))),
         _ => Some(PANICKED),
     }
+}
+
+/// One 2 MiB page at the devices' addresses, uncached.
+fn map_devices() {
+    const PRESENT_WRITABLE_UNCACHED_HUGE: u32 = 0b1001_0011;
+    const PRESENT_WRITABLE: u32 = 0b11;
+    write(DEVICE_TABLE, DEVICES as u32 | PRESENT_WRITABLE_UNCACHED_HUGE);
+    write(DEVICE_TABLE + 4, 0);
+    write(DEVICE_TABLE_ENTRY + 4, 0);
+    write(DEVICE_TABLE_ENTRY, DEVICE_TABLE as u32 | PRESENT_WRITABLE);
+}
+
+/// All over the ports and the devices, but for those that end the machine or are the operator's.
+fn storm(count: u32) -> u32 {
+    map_devices();
+    for n in 0..count {
+        let port = n.wrapping_mul(2_654_435_761) >> 16;
+        if !matches!(port, 0x64 | 0x510..=0x51f | 0x600) {
+            // SAFETY: whatever is at the port, it does not touch this guest's memory.
+            unsafe {
+                asm!("out dx, al", in("dx") port as u16, in("al") n as u8, options(nomem, nostack));
+                asm!("in al, dx", in("dx") port as u16, out("al") _, options(nomem, nostack));
+            }
+        }
+        let at = DEVICES + u64::from(n.wrapping_mul(52) % 0x1_8000);
+        write(at, n);
+        read(at);
+    }
+    count
+}
+
+/// Shows on the console that it runs, and that it woke.
+fn alone() -> ! {
+    let first = read(RENEWAL_PAGE);
+    tell(first);
+    while read(RENEWAL_PAGE) == first {}
+    tell(read(RENEWAL_PAGE));
+    halt()
+}
+
+fn tell(word: u32) {
+    for digit in (0..8).rev() {
+        let value = (word >> (digit * 4)) as u8 & 0xf;
+        print(if value < 10 { b'0' + value } else { b'a' + value - 10 });
+    }
+    print(b'\n');
+}
+
+fn print(byte: u8) {
+    // SAFETY: as for `output`.
+    unsafe { asm!("out dx, al", in("dx") COM1, in("al") byte, options(nomem, nostack)) };
 }
 
 fn output(port: u16, value: u32) {

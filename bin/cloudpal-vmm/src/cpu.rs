@@ -23,26 +23,76 @@ const FEATURES: [(u32, u32, Register, u32); 11] = [
     (0x8000_0001, 0, EDX, !0),
 ];
 
-/// The host's CPU as the guest's one vCPU shows it.
-pub fn for_guest(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
-    const HYPERVISOR: u32 = 1 << 31;
-    const ONE_LOGICAL_CPU: u32 = 1 << 16;
-    let mut entries = supported.to_vec();
+const HYPERVISOR: u32 = 1 << 31;
+/// Not among what KVM says it supports: the timer is the local APIC's, which is KVM's own.
+const TSC_DEADLINE: u32 = 1 << 24;
+
+/// The host's CPU as one of the guest's vCPUs shows it: so many cores of one thread each, in one package.
+pub fn for_guest(
+    supported: &[kvm_cpuid_entry2],
+    vcpu: u8,
+    vcpus: u8,
+    deadline: bool,
+) -> Vec<kvm_cpuid_entry2> {
+    const HYPER_THREADING: u32 = 1 << 28;
+    const CORES_LEGACY: u32 = 1 << 1;
+    let (id, count) = (u32::from(vcpu), u32::from(vcpus));
+    // The bits of an APIC's id that tell cores apart.
+    let bits = count.next_power_of_two().trailing_zeros();
+    let several = |bit: u32, register: u32| if count > 1 { register | bit } else { register & !bit };
+    let mut entries: Vec<_> =
+        supported.iter().copied().filter(|entry| !matches!(entry.function, 0xb | 0x1f)).collect();
     for entry in &mut entries {
-        match entry.function {
-            // The cache line's size stays; the APIC's id is that of the vCPU.
-            0x1 => {
-                entry.ebx = (entry.ebx & 0xff00) | ONE_LOGICAL_CPU;
-                entry.ecx |= HYPERVISOR;
+        match (entry.function, entry.index) {
+            (0x1, _) => {
+                entry.ebx = (entry.ebx & 0xff00) | count << 16 | id << 24;
+                entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+                entry.edx = several(HYPER_THREADING, entry.edx);
             }
-            0xb | 0x1f => entry.edx = 0,
+            // Intel's caches: the first two levels are a core's own, the third is everybody's.
+            (0x4, _) if entry.eax & 0x1f != 0 => {
+                let level = (entry.eax >> 5) & 7;
+                let sharing = if level < 3 { 0 } else { (1 << bits) - 1 };
+                entry.eax = (entry.eax & 0x3fff) | sharing << 14 | ((1 << bits) - 1) << 26;
+            }
+            (0x8000_0001, _) => entry.ecx = several(CORES_LEGACY, entry.ecx),
+            (0x8000_0008, _) => entry.ecx = (entry.ecx & !0xf0ff) | bits << 12 | (count - 1),
+            // AMD's caches, likewise.
+            (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
+                let sharing = if (entry.eax >> 5) & 7 < 3 { 0 } else { count - 1 };
+                entry.eax = (entry.eax & 0x3fff) | sharing << 14;
+            }
+            (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (id, id & 0xff, 0),
             _ => {}
         }
     }
+    entries.extend(topology(id, count, bits, supported));
     entries
 }
 
-/// Why a guest that saw `taken` cannot go on where KVM supports `here`.
+/// Leaf 0xb: threads of a core, cores of the package. Only where the host's CPU has the leaf.
+fn topology(id: u32, count: u32, bits: u32, supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+    const THREADS: u32 = 1 << 8;
+    const CORES: u32 = 2 << 8;
+    const INDEXED: u32 = 1;
+    if !supported.iter().any(|entry| entry.function == 0xb) {
+        return Vec::new();
+    }
+    [(0, 0, 1, THREADS), (1, bits, count, CORES), (2, 0, 0, 0)]
+        .map(|(index, eax, ebx, kind)| kvm_cpuid_entry2 {
+            function: 0xb,
+            index,
+            flags: INDEXED,
+            eax,
+            ebx,
+            ecx: index | kind,
+            edx: id,
+            ..Default::default()
+        })
+        .to_vec()
+}
+
+/// Why a guest that saw `taken` cannot go on where guests see `here`.
 pub fn fits(taken: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Result<(), String> {
     let (then, now) = (name(taken), name(here));
     if then != now {
@@ -50,8 +100,7 @@ pub fn fits(taken: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Result<(),
     }
     for (leaf, subleaf, register, features) in FEATURES {
         let bits = |entries| find(entries, leaf, subleaf).map_or(0, register) & features;
-        let hypervisor = if (leaf, subleaf) == (1, 0) { 1 << 31 } else { 0 };
-        let missing = bits(taken) & !bits(here) & !hypervisor;
+        let missing = bits(taken) & !bits(here);
         if missing != 0 {
             return Err(format!(
                 "its CPU had features {missing:#x} of CPUID leaf {leaf:#x}.{subleaf} that this lacks"
@@ -87,11 +136,27 @@ mod tests {
     #[test]
     fn the_same_cpu_or_one_with_more_features_fits() {
         assert_eq!(fits(&cpu(0xa0f11, 1, 0b10), &cpu(0xa0f11, 0b11, 0b110)), Ok(()));
-        let shown = for_guest(&cpu(0xa0f11, 1, 0));
-        assert_eq!(shown[1].ecx, 1 | 1 << 31);
-        assert_eq!(fits(&shown, &cpu(0xa0f11, 1, 0)), Ok(()));
+        let shown = for_guest(&cpu(0xa0f11, 1, 0), 0, 1, false);
+        assert_eq!(shown[1].ecx, 1 | HYPERVISOR);
+        let with_deadline = for_guest(&cpu(0xa0f11, 1, 0), 0, 1, true);
+        assert_eq!(fits(&shown, &with_deadline), Ok(()));
+        assert!(fits(&with_deadline, &shown).is_err());
         // OSXSAVE is what the guest had switched on, not what the CPU can do.
         assert_eq!(fits(&cpu(0xa0f11, 1 << 27, 0), &cpu(0xa0f11, 0, 0)), Ok(()));
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_id_and_all_know_how_many_they_are() {
+        let mut host = cpu(1, 0, 0);
+        host.push(kvm_cpuid_entry2 { function: 0xb, edx: 77, ..Default::default() });
+        for id in 0..3 {
+            let shown = for_guest(&host, id, 3, true);
+            let one = find(&shown, 1, 0).expect("leaf 1");
+            assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff, one.edx >> 28), (u32::from(id), 3, 1));
+            let (threads, cores) =
+                (find(&shown, 0xb, 0).expect("threads"), find(&shown, 0xb, 1).expect("cores"));
+            assert_eq!((threads.ebx, threads.edx, cores.eax, cores.ebx), (1, u32::from(id), 2, 3));
+        }
     }
 
     #[test]

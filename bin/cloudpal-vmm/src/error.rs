@@ -12,9 +12,13 @@ pub enum Error {
     #[error("a guest cannot have {0} MiB of memory")]
     MemorySize(u32),
     #[error("the kernel cannot be loaded: {0}")]
-    Kernel(#[from] crate::elf::Refusal),
+    Kernel(#[from] crate::kernel::Refusal),
     #[error("the command line has {0} bytes; {max} is the most", max = crate::layout::COMMAND_LINE_MAX - 1)]
     CommandLine(usize),
+    #[error("a guest cannot have {0} vCPUs; 1 to 32 it can have")]
+    Vcpus(u8),
+    #[error("the machine has {slots} places for devices; {given} were given")]
+    Devices { given: usize, slots: usize },
     #[error("the guest's memory ends before {0:#x}")]
     OutsideMemory(u64),
     #[error("the snapshot cannot be used: {0}")]
@@ -51,10 +55,14 @@ impl From<Error> for Problem {
         match error {
             Error::File { path, source } => Problem::io(path.display(), &source),
             Error::Host(_) => Problem::new(Kind::HostLacks, what, "use another driver on this host"),
-            Error::MemorySize(_) | Error::CommandLine(_) | Error::OutsideMemory(_) => {
-                Problem::new(Kind::Invalid, what, "change the machine's settings")
+            Error::MemorySize(_)
+            | Error::CommandLine(_)
+            | Error::OutsideMemory(_)
+            | Error::Vcpus(_)
+            | Error::Devices { .. } => Problem::new(Kind::Invalid, what, "change the machine's settings"),
+            Error::Kernel(_) => {
+                Problem::new(Kind::BadImage, what, "give it a 64-bit x86 kernel: an ELF file or a bzImage")
             }
-            Error::Kernel(_) => Problem::new(Kind::BadImage, what, "give it a 64-bit x86 ELF kernel"),
             Error::Snapshot(_) | Error::Msr(_) => Problem::new(Kind::Refused, what, "boot from the disk"),
             Error::Kvm { .. } | Error::Vcpu(_) => Problem::new(Kind::Internal, what, "see the VMM's log"),
         }

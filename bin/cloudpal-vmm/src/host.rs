@@ -3,10 +3,12 @@
 use crate::{Error, cpu, error::Doing};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
-use std::mem::size_of;
+use std::{mem::size_of, sync::Arc};
 
 /// What the machine cannot do without.
-const NEEDED: [(Cap, &str); 9] = [
+const NEEDED: [(Cap, &str); 11] = [
+    (Cap::Ioeventfd, "notifications without an exit"),
+    (Cap::Irqfd, "interrupts by a descriptor"),
     (Cap::Irqchip, "an interrupt controller in the kernel"),
     (Cap::Pit2, "a timer in the kernel"),
     (Cap::PitState2, "the timer's state"),
@@ -21,11 +23,10 @@ const NEEDED: [(Cap, &str); 9] = [
 pub struct Host {
     pub(crate) kvm: Kvm,
     /// What KVM can show a guest here.
-    pub(crate) supported: Vec<kvm_cpuid_entry2>,
-    /// What it shows ours.
-    pub(crate) shown: Vec<kvm_cpuid_entry2>,
+    supported: Vec<kvm_cpuid_entry2>,
+    deadline: bool,
     /// The model-specific registers that make up a guest's state here, in the order in which they can be restored.
-    pub(crate) msrs: Vec<u32>,
+    pub(crate) msrs: Arc<[u32]>,
 }
 
 impl Host {
@@ -48,7 +49,13 @@ impl Host {
             .as_slice()
             .to_vec();
         let msrs = kvm.get_msr_index_list().doing("list its MSRs")?.as_slice().to_vec();
-        Ok(Host { kvm, shown: cpu::for_guest(&supported), supported, msrs: in_order(msrs) })
+        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        Ok(Host { kvm, supported, deadline, msrs: in_order(msrs).into() })
+    }
+
+    /// What a vCPU shows its guest.
+    pub(crate) fn shown(&self, vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
+        cpu::for_guest(&self.supported, vcpu, vcpus, self.deadline)
     }
 }
 

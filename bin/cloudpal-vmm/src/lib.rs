@@ -17,25 +17,36 @@
 //! Today's guest is the tiny one in `guest/`: `virtio` has a network device, but no machine has it on its bus yet, and
 //! a snapshot knows nothing of it.
 
-pub mod boot;
+mod acpi;
+mod boot;
+mod bus;
+mod com1;
 pub mod cpu;
-pub mod elf;
+pub mod crew;
+mod elf;
 pub mod error;
+pub mod events;
 pub mod host;
+pub mod kernel;
 pub mod kick;
 pub mod layout;
+pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod pool;
 pub mod snapshot;
 pub mod state;
 pub mod tiny_guest;
+mod vcpu;
 mod vcpu_state;
 pub mod virtio;
 
+pub use crew::{Crew, Threads};
 pub use error::Error;
 pub use host::Host;
+pub use kernel::Image;
 pub use kick::Kick;
-pub use machine::{Ended, Machine, Ports, Spare};
+pub use live::{End, Live};
+pub use machine::{Boot, Ended, Machine, NoPorts, Ports, Shape, Spare, Wake};
 pub use pool::Pool;
-pub use snapshot::Snapshot;
+pub use snapshot::{Save, Saved, Snapshot};

@@ -1,24 +1,56 @@
-//! One microVM: made as a `Spare` without state, booted or woken into a `Machine`, run on the caller's thread.
+//! One microVM: made as a `Spare` without state, then booted or woken into a `Machine` in which nothing runs yet. A
+//! machine of one vCPU can be run on the caller's thread; `live.rs` runs any machine on threads of its own.
 //!
 //! Invariants:
-//! - The memory slots are registered before the vCPU is made, and outlive the VM.
-//! - An exit to the VMM is finished (KVM completes an IO only on the next KVM_RUN) before state is saved.
-//! - A port or address that nobody answers reads as all ones and swallows what is written, as an empty bus does.
+//! - Everything that costs time and needs no state is made in the spare: memory, interrupt controllers, vCPUs, and the
+//!   wires of the devices. Memory and wires come before the vCPUs, and outlive the VM.
+//! - State is saved and put in place in the order that KVM demands: the vCPUs (see `vcpu_state`), then the timer, the
+//!   clock and the interrupt controllers, then the devices; last of all the guest is told that it was woken.
 
 use crate::{
-    Error, Host, boot, elf, error::Doing, kick::Kick, layout, memory::Memory, state::State, vcpu_state,
+    Error, Host, boot,
+    bus::Bus,
+    crew::Worker,
+    error::Doing,
+    events::Events,
+    kernel::{self, Image},
+    kick::Kick,
+    layout,
+    memory::Memory,
+    snapshot::{self, Base},
+    state::State,
+    vcpu::Vcpu,
+    vcpu_state,
+    virtio::Device,
 };
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_irqchip, kvm_pit_config,
+    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use std::{fs::File, ops::ControlFlow};
+use kvm_ioctls::VmFd;
+use std::{
+    fs::File,
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-/// What is at the guest's IO ports. `Break` ends the run after this exit.
+/// What is at the guest's other IO ports. `Break` ends the run after this exit.
 pub trait Ports {
     fn write(&mut self, port: u16, data: &[u8]) -> ControlFlow<()>;
     fn read(&mut self, port: u16, data: &mut [u8]) -> ControlFlow<()>;
+}
+
+/// Nothing is there.
+pub struct NoPorts;
+
+impl Ports for NoPorts {
+    fn write(&mut self, _: u16, _: &[u8]) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn read(&mut self, _: u16, _: &mut [u8]) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 }
 
 /// Why a run ended.
@@ -30,25 +62,78 @@ pub enum Ended {
     Kicked,
     /// The guest asked the keyboard controller for a reset.
     Reset,
+    /// The guest switched the machine off.
+    Off,
     /// A triple fault, or KVM's own report of a shutdown.
     Shutdown,
 }
 
-const KEYBOARD_COMMAND: u16 = 0x64;
-const RESET_LINE: u8 = 0xfe;
+/// What a machine is made of, before anything is known of its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub memory_mib: u32,
+    pub vcpus: u8,
+    /// Places for devices: as many as it may get, or more.
+    pub slots: u8,
+}
+
+impl Shape {
+    /// One vCPU, no devices.
+    pub fn plain(memory_mib: u32) -> Shape {
+        Shape { memory_mib, vcpus: 1, slots: 0 }
+    }
+}
+
+/// What a machine starts with.
+pub struct Boot<'a> {
+    pub kernel: Image<'a>,
+    pub initramfs: Option<Image<'a>>,
+    pub command_line: &'a str,
+    /// Slot by slot.
+    pub devices: Vec<Box<dyn Device>>,
+    /// Where the guest's serial output goes: a descriptor that does not block.
+    pub com1: Option<File>,
+}
+
+impl<'a> Boot<'a> {
+    /// A kernel, and nothing else.
+    pub fn plain(kernel: Image<'a>, command_line: &'a str) -> Boot<'a> {
+        Boot { kernel, initramfs: None, command_line, devices: Vec::new(), com1: None }
+    }
+}
+
+/// What a machine goes on with.
+pub struct Wake<'a> {
+    pub state: &'a State,
+    pub memory: &'a File,
+    /// What the machine had changed in that memory when it was saved.
+    pub diff: Option<&'a File>,
+    /// The same kinds in the same order as it had.
+    pub devices: Vec<Box<dyn Device>>,
+    pub com1: Option<File>,
+}
+
+const VCPUS_MAX: u8 = 32;
 const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
-/// A VM that has memory, interrupt controllers and a vCPU, but has never run.
+/// A VM that has memory, interrupt controllers, wires and vCPUs, but has never run.
 pub struct Spare {
     // In this order they are dropped: the VM before the memory that it uses.
-    vcpu: VcpuFd,
+    vcpus: Vec<Vcpu>,
+    bus: Arc<Bus>,
     vm: VmFd,
     memory: Memory,
 }
 
 impl Spare {
-    pub fn make(host: &Host, memory_mib: u32) -> Result<Spare, Error> {
-        let memory = Memory::reserve(memory_mib)?;
+    pub fn make(host: &Host, shape: Shape) -> Result<Spare, Error> {
+        if !(1..=VCPUS_MAX).contains(&shape.vcpus) {
+            return Err(Error::Vcpus(shape.vcpus));
+        }
+        if shape.slots > layout::SLOTS {
+            return Err(Error::Devices { given: shape.slots.into(), slots: layout::SLOTS.into() });
+        }
+        let memory = Memory::reserve(shape.memory_mib)?;
         let vm = host.kvm.create_vm().doing("make a VM")?;
         memory.register(&vm)?;
         vm.set_tss_address(layout::KVM_TSS as usize).doing("place its task state")?;
@@ -56,31 +141,55 @@ impl Spare {
         vm.create_irq_chip().doing("make the interrupt controllers")?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).doing("make the timer")?;
-        let vcpu = vm.create_vcpu(0).doing("make a vCPU")?;
-        Ok(Spare { vcpu, vm, memory })
+        let bus = Arc::new(Bus::make(&vm, shape.slots, memory.for_devices())?);
+        let vcpus = (0..shape.vcpus).map(|id| Ok(Vcpu::new(vm.create_vcpu(id.into()).doing("make a vCPU")?)));
+        let vcpus = vcpus.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Spare { vcpus, bus, vm, memory })
     }
 
     pub fn memory_bytes(&self) -> u64 {
         self.memory.bytes()
     }
 
-    /// Loads an ELF kernel and makes the vCPU ready for its first instruction.
-    pub fn boot(self, host: &Host, kernel: &[u8], command_line: &str) -> Result<Machine, Error> {
-        let entry = elf::load(&self.memory, kernel)?;
-        boot::write_tables(&self.memory, command_line)?;
+    /// Loads the kernel and makes the first vCPU ready for its first instruction. The others wait until it starts them.
+    pub fn boot(mut self, host: &Host, boot: Boot<'_>) -> Result<Machine, Error> {
+        let loaded = kernel::load(&self.memory, &boot.kernel, boot.initramfs.as_ref())?;
+        let start = boot::prepare(&self.memory, &loaded, boot.command_line)?;
+        self.bus.plug(boot.devices)?;
+        self.bus.com1().set_output(boot.com1);
+        let count = self.vcpus.len() as u8;
+        crate::acpi::write(&self.memory, count, self.bus.devices())?;
         self.memory.renew()?;
-        vcpu_state::set_cpuid(&self.vcpu, &host.shown)?;
-        let sregs = self.vcpu.get_sregs().doing("read the special registers")?;
-        self.vcpu.set_sregs(&boot::special_registers(sregs)).doing("set the special registers")?;
-        self.vcpu.set_regs(&boot::registers(entry)).doing("set the registers")?;
-        self.vcpu.set_fpu(&boot::float_registers()).doing("set the float registers")?;
-        Ok(self.machine(&host.shown))
+        for (id, vcpu) in (0..).zip(&mut self.vcpus) {
+            vcpu.cpuid = host.shown(id, count);
+            vcpu_state::set_cpuid(&vcpu.fd, &vcpu.cpuid)?;
+        }
+        if let Some(Vcpu { fd, .. }) = self.vcpus.first() {
+            let sregs = fd.get_sregs().doing("read the special registers")?;
+            fd.set_sregs(&boot::special_registers(&start, sregs)).doing("set the special registers")?;
+            fd.set_regs(&boot::registers(&start)).doing("set the registers")?;
+            fd.set_fpu(&boot::float_registers()).doing("set the float registers")?;
+            vcpu_state::write_msrs(fd, &boot::model_specific_registers())?;
+            let mut apic = fd.get_lapic().doing("read the local APIC")?;
+            boot::connect_pins(&mut apic);
+            fd.set_lapic(&apic).doing("set the local APIC")?;
+        }
+        Ok(self.machine(host, None))
     }
 
-    /// Puts a snapshot's memory and state in place. The caller has checked that they belong together and fit this host.
-    pub(crate) fn wake(self, state: &State, memory: &File) -> Result<Machine, Error> {
-        self.memory.map_over(memory).map_err(Error::file("the snapshot's memory"))?;
-        vcpu_state::restore(&self.vcpu, &state.vcpu)?;
+    /// Puts a snapshot's memory and state in place. It is refused when they do not belong together or do not fit this
+    /// host.
+    pub fn wake(mut self, host: &Host, wake: Wake<'_>) -> Result<Machine, Error> {
+        let base = snapshot::check(&self, host, &wake)?;
+        let state = wake.state;
+        self.memory.map_over(wake.memory).map_err(Error::file("the snapshot's memory"))?;
+        if let Some(diff) = wake.diff {
+            snapshot::diff::apply(diff, &self.memory)?;
+        }
+        for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.vcpus) {
+            vcpu.cpuid.clone_from(&saved.cpuid);
+            vcpu_state::restore(&vcpu.fd, saved)?;
+        }
         self.vm.set_pit2(&state.pit).doing("restore the timer")?;
         // The guest's clock goes on where it stood; the host's wall clock at the time of the snapshot is no part of it.
         let mut clock = state.clock;
@@ -89,28 +198,50 @@ impl Spare {
         for chip in &state.irqchips {
             self.vm.set_irqchip(chip).doing("restore an interrupt controller")?;
         }
+        self.bus.plug(wake.devices)?;
+        self.bus.com1().set_output(wake.com1);
+        self.bus.restore_devices(&state.devices)?;
+        if let Some(registers) = state.com1 {
+            self.bus.restore_com1(registers)?;
+        }
         self.memory.renew()?;
-        Ok(self.machine(&state.vcpu.cpuid))
+        self.bus.announce_wake();
+        Ok(self.machine(host, Some(base)))
     }
 
-    fn machine(self, cpuid: &[kvm_cpuid_entry2]) -> Machine {
+    pub(crate) fn vcpu_count(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    fn machine(self, host: &Host, base: Option<Base>) -> Machine {
+        let vcpus = self.vcpus.into_iter().map(|vcpu| Arc::new(Mutex::new(vcpu))).collect();
         Machine {
-            vcpu: self.vcpu,
+            vcpus,
+            events: None,
+            bus: self.bus,
             vm: self.vm,
             memory: self.memory,
             kick: Kick::default(),
-            cpuid: cpuid.to_vec(),
+            msrs: host.msrs.clone(),
+            base,
         }
     }
 }
 
 pub struct Machine {
-    vcpu: VcpuFd,
+    pub(crate) vcpus: Vec<Arc<Mutex<Vcpu>>>,
+    pub(crate) events: Option<Events>,
+    pub(crate) bus: Arc<Bus>,
     vm: VmFd,
     pub memory: Memory,
     kick: Kick,
-    /// What the vCPU was given. KVM's own answer also has the state of the moment in it, and on some hosts more.
-    cpuid: Vec<kvm_cpuid_entry2>,
+    msrs: Arc<[u32]>,
+    /// The memory file that it woke from.
+    pub(crate) base: Option<Base>,
+}
+
+pub(crate) fn locked(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Machine {
@@ -119,45 +250,45 @@ impl Machine {
         self.kick.clone()
     }
 
-    /// Runs the guest until something ends it.
+    /// Runs the first vCPU on this thread, and the devices on theirs, until something ends it.
     pub fn run(&mut self, ports: &mut dyn Ports) -> Result<Ended, Error> {
-        let kick = self.kick.clone();
-        let immediate_exit = &raw mut self.vcpu.get_kvm_run().immediate_exit;
-        let inside =
-            kick.enter(immediate_exit).map_err(|e| Error::Host(format!("no signal handler: {e}")))?;
-        let Some(inside) = inside else { return Ok(Ended::Kicked) };
-        loop {
-            match self.vcpu.run() {
-                Ok(VcpuExit::InternalError) => return Err(self.stuck()),
-                Ok(exit) => {
-                    if let ControlFlow::Break(ended) = answer(exit, ports)? {
-                        return Ok(ended);
-                    }
-                }
-                Err(errno) if errno.errno() == libc::EINTR => {
-                    if inside.kicked() {
-                        return Ok(Ended::Kicked);
-                    }
-                }
-                Err(errno) if errno.errno() == libc::EAGAIN => {}
-                Err(errno) => return Err(errno).doing("run the vCPU"),
-            }
+        if self.bus.devices() > 0 {
+            self.start_events()?.resume();
         }
+        let vcpu = self.vcpus.first().ok_or(Error::Vcpus(0))?;
+        let ended = locked(vcpu).run(&self.kick, &self.bus, ports);
+        if let Some(events) = &self.events {
+            events.pause();
+        }
+        ended
     }
 
-    /// KVM met something that it cannot go on from; where, for the log.
-    fn stuck(&mut self) -> Error {
-        match self.vcpu.get_regs().map(|regs| regs.rip) {
-            Ok(rip) => Error::Vcpu(format!("KVM cannot run or emulate the instruction at {rip:#x}")),
-            Err(errno) => Error::Vcpu(format!("KVM cannot go on, nor say where it is: {errno}")),
+    /// The devices' thread, made when it is first needed, and paused.
+    pub(crate) fn start_events(&mut self) -> Result<&Events, Error> {
+        if self.events.is_none() {
+            let worker = Worker::start("devices".into(), Arc::new(|| Ok(())))?;
+            self.start_events_on(worker)?;
         }
+        self.events.as_ref().ok_or_else(|| Error::Host("the devices' thread is gone".into()))
     }
 
-    /// All state but the memory.
-    pub(crate) fn save(&mut self, host: &Host) -> Result<State, Error> {
-        self.finish_exit()?;
-        // The order matters: see `vcpu_state`. The vCPU comes first, for reading its state can change the controllers'.
-        let vcpu = vcpu_state::save(&self.vcpu, &self.cpuid, &host.msrs)?;
+    /// Makes that thread the devices', unless they have one.
+    pub(crate) fn start_events_on(&mut self, worker: Worker) -> Result<(), Error> {
+        if self.events.is_none() {
+            self.events = Some(Events::start(self.bus.clone(), worker)?);
+        }
+        Ok(())
+    }
+
+    /// All state but the memory. Nothing runs meanwhile.
+    pub(crate) fn state(&self) -> Result<State, Error> {
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        // The vCPUs come first, for reading their state can change the controllers'.
+        for vcpu in &self.vcpus {
+            let mut vcpu = locked(vcpu);
+            vcpu.finish_exit(&self.bus, &mut NoPorts)?;
+            vcpus.push(vcpu_state::save(&vcpu.fd, &vcpu.cpuid, &self.msrs)?);
+        }
         let pit = self.vm.get_pit2().doing("save the timer")?;
         let clock = self.vm.get_clock().doing("save the clock")?;
         let mut irqchips = [kvm_irqchip::default(); 3];
@@ -165,41 +296,17 @@ impl Machine {
             chip.chip_id = id;
             self.vm.get_irqchip(chip).doing("save an interrupt controller")?;
         }
-        Ok(State { memory_bytes: self.memory.bytes(), pairing: [0; 16], vcpu, pit, clock, irqchips })
+        let mut com1 = self.bus.com1();
+        com1.flush();
+        Ok(State {
+            memory_bytes: self.memory.bytes(),
+            pairing: [0; 16],
+            vcpus,
+            pit,
+            clock,
+            irqchips,
+            com1: Some(com1.save()),
+            devices: self.bus.save_devices(),
+        })
     }
-
-    /// Lets KVM complete the exit that the last run ended with, without running the guest any further.
-    fn finish_exit(&mut self) -> Result<(), Error> {
-        self.vcpu.set_kvm_immediate_exit(1);
-        let finished = self.vcpu.run().map(|exit| format!("{exit:?}"));
-        self.vcpu.set_kvm_immediate_exit(0);
-        match finished {
-            Err(errno) if errno.errno() == libc::EINTR => Ok(()),
-            Err(errno) => Err(errno).doing("finish the last exit"),
-            Ok(exit) => Err(Error::Vcpu(format!("it cannot be paused inside one instruction ({exit})"))),
-        }
-    }
-}
-
-fn answer(exit: VcpuExit<'_>, ports: &mut dyn Ports) -> Result<ControlFlow<Ended>, Error> {
-    let flow = match exit {
-        VcpuExit::IoOut(KEYBOARD_COMMAND, [RESET_LINE]) => return Ok(ControlFlow::Break(Ended::Reset)),
-        VcpuExit::IoOut(port, data) => ports.write(port, data),
-        VcpuExit::IoIn(port, data) => {
-            data.fill(0xff);
-            ports.read(port, data)
-        }
-        VcpuExit::MmioRead(_, data) => {
-            data.fill(0xff);
-            ControlFlow::Continue(())
-        }
-        VcpuExit::MmioWrite(..) => ControlFlow::Continue(()),
-        VcpuExit::Shutdown | VcpuExit::SystemEvent(..) => return Ok(ControlFlow::Break(Ended::Shutdown)),
-        VcpuExit::Intr | VcpuExit::IrqWindowOpen => ControlFlow::Continue(()),
-        other => return Err(Error::Vcpu(format!("{other:?}"))),
-    };
-    Ok(match flow {
-        ControlFlow::Continue(()) => ControlFlow::Continue(()),
-        ControlFlow::Break(()) => ControlFlow::Break(Ended::Break),
-    })
 }

@@ -1,10 +1,14 @@
 //! A guest's memory: an anonymous reservation that costs nothing until it is touched, or a snapshot's file over it.
 #![allow(unsafe_code)]
 
-use crate::{Error, error::Doing, layout, layout::RENEWAL_PAGE};
+use crate::{Error, error::Doing, layout, layout::RENEWAL_PAGE, snapshot::diff::Extent};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 pub const MIN_MIB: u32 = 4;
@@ -14,6 +18,8 @@ pub const MAX_MIB: u32 = 256 * 1024;
 pub struct Memory {
     map: GuestMemoryMmap<()>,
     bytes: u64,
+    /// Opened early: a jailed process has no /proc.
+    pagemap: Option<File>,
 }
 
 impl Memory {
@@ -27,7 +33,7 @@ impl Memory {
             ranges.iter().map(|(start, len)| (GuestAddress(*start), *len as usize)).collect();
         let map = GuestMemoryMmap::from_ranges(&ranges)
             .map_err(|e| Error::Host(format!("no address space for a guest of {mib} MiB: {e}")))?;
-        Ok(Memory { map, bytes })
+        Ok(Memory { map, bytes, pagemap: File::open("/proc/self/pagemap").ok() })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -69,6 +75,36 @@ impl Memory {
         Ok(())
     }
 
+    /// Reads a piece of a file straight into the guest's memory.
+    pub(crate) fn fill_from(&self, at: u64, file: &File, offset: u64, len: u64) -> Result<(), Error> {
+        let outside = |_| Error::OutsideMemory(at.saturating_add(len));
+        let len = usize::try_from(len).map_err(|_| Error::OutsideMemory(u64::MAX))?;
+        let slice = self.map.get_slice(GuestAddress(at), len).map_err(outside)?;
+        let guard = slice.ptr_guard_mut();
+        let mut done = 0;
+        while done < len {
+            // SAFETY: `slice` is `len` mapped bytes of guest memory, which nothing of Rust's refers to; `done` is below.
+            let read = unsafe {
+                let to = guard.as_ptr().add(done);
+                libc::pread(file.as_raw_fd(), to.cast(), len - done, (offset + done as u64) as libc::off_t)
+            };
+            match read {
+                0 => return Err(Error::file("a file for the guest")(io::ErrorKind::UnexpectedEof.into())),
+                read if read > 0 => done += read as usize,
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(Error::file("a file for the guest")(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// The memory as devices see it.
+    pub(crate) fn for_devices(&self) -> GuestMemoryMmap<()> {
+        self.map.clone()
+    }
+
     pub fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Error> {
         self.map.write_slice(bytes, GuestAddress(at)).map_err(|_| Error::OutsideMemory(at))
     }
@@ -91,26 +127,68 @@ impl Memory {
         self.write(RENEWAL_PAGE, &fresh)
     }
 
-    /// Hands out the memory in the order of the snapshot's file.
-    pub(crate) fn each_chunk<E>(
+    /// Where a piece of the memory file is in guest memory. Pieces of whole pages never lie across the gap.
+    fn address(offset: u64) -> GuestAddress {
+        GuestAddress(if offset < layout::GAP { offset } else { layout::GAP_END + (offset - layout::GAP) })
+    }
+
+    /// Hands out a piece of the memory file that lies on one side of the gap.
+    pub(crate) fn each_chunk_of<E: From<Error>>(
         &self,
+        offset: u64,
+        len: u64,
         chunk: &mut [u8],
-        mut take: impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E>
-    where
-        E: From<Error>,
-    {
-        let mut offset = 0;
-        for region in self.map.iter() {
-            let mut at = 0;
-            while at < region.len() {
-                let len = chunk.len().min((region.len() - at) as usize);
-                self.read(region.start_addr().0 + at, &mut chunk[..len])?;
-                take(offset, &chunk[..len])?;
-                (at, offset) = (at + len as u64, offset + len as u64);
-            }
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut at = offset;
+        while at < offset + len {
+            let some = chunk.len().min((offset + len - at) as usize);
+            self.read(Self::address(at).0, &mut chunk[..some])?;
+            take(&chunk[..some])?;
+            at += some as u64;
         }
         Ok(())
+    }
+
+    /// Fills a piece of the memory file that lies on one side of the gap.
+    pub(crate) fn fill_pages(&self, offset: u64, len: u64, file: &File, at: u64) -> Result<(), Error> {
+        self.fill_from(Self::address(offset).0, file, at, len)
+    }
+
+    /// What this process has copies of its own of, as extents of the memory file; `None` where the kernel does not
+    /// tell.
+    pub(crate) fn changed(&self) -> io::Result<Option<Vec<Extent>>> {
+        const PAGE: u64 = 4096;
+        const OF_A_FILE: u64 = 1 << 61;
+        const SWAPPED: u64 = 1 << 62;
+        const PRESENT: u64 = 1 << 63;
+        let Some(pagemap) = &self.pagemap else { return Ok(None) };
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut words = vec![0; 64 * 1024];
+        let mut start = 0;
+        for region in self.map.iter() {
+            let (first, pages) = (region.as_ptr() as u64 / PAGE, region.len() / PAGE);
+            let mut page = 0;
+            while page < pages {
+                let some = (words.len() as u64 / 8).min(pages - page);
+                let words = &mut words[..some as usize * 8];
+                pagemap.read_exact_at(words, (first + page) * 8)?;
+                for (index, word) in (0..).zip(words.as_chunks::<8>().0) {
+                    let word = u64::from_le_bytes(*word);
+                    if word & (PRESENT | SWAPPED) == 0 || word & OF_A_FILE != 0 {
+                        continue;
+                    }
+                    let offset = start + (page + index) * PAGE;
+                    match extents.last_mut() {
+                        Some((at, len)) if *at + *len == offset && offset != layout::GAP => *len += PAGE,
+                        _ => extents.push((offset, PAGE)),
+                    }
+                }
+                page += some;
+            }
+            start += region.len();
+        }
+        Ok(Some(extents))
     }
 
     /// Where the memory is in this process, for the measurement of what it costs.

@@ -1,22 +1,22 @@
-//! Spares of one size, made before they are needed: what a wake does not have to wait for.
+//! Spares of one shape, made before they are needed: what a wake does not have to wait for.
 
-use crate::{Error, Host, Spare};
+use crate::{Error, Host, Shape, Spare};
 use std::{collections::VecDeque, sync::Arc};
 
 pub struct Pool {
     host: Arc<Host>,
-    memory_mib: u32,
+    shape: Shape,
     spares: VecDeque<Spare>,
 }
 
 impl Pool {
-    pub fn new(host: Arc<Host>, memory_mib: u32) -> Pool {
-        Pool { host, memory_mib, spares: VecDeque::new() }
+    pub fn new(host: Arc<Host>, shape: Shape) -> Pool {
+        Pool { host, shape, spares: VecDeque::new() }
     }
 
     pub fn fill(&mut self, count: usize) -> Result<(), Error> {
         while self.spares.len() < count {
-            self.spares.push_back(Spare::make(&self.host, self.memory_mib)?);
+            self.spares.push_back(Spare::make(&self.host, self.shape)?);
         }
         Ok(())
     }
@@ -27,6 +27,6 @@ impl Pool {
 
     /// One that waits, or, when there is none, one made now.
     pub fn take(&mut self) -> Result<Spare, Error> {
-        self.spares.pop_front().map_or_else(|| Spare::make(&self.host, self.memory_mib), Ok)
+        self.spares.pop_front().map_or_else(|| Spare::make(&self.host, self.shape), Ok)
     }
 }

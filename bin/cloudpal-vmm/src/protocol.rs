@@ -37,6 +37,20 @@ pub const FAULT: u32 = 9;
 /// Keeps the argument in a vector register, and answers what was in it before.
 pub const VECTORS: u32 = 10;
 
+/// What is read where nobody answers: the guest runs on a real machine. It says so on COM1, one line of the renewal
+/// page's first word in hexadecimal, and once more when that has changed, which is after a wake; then it halts.
+pub const NOBODY: u32 = u32::MAX;
+/// Where the console is.
+pub const COM1: u16 = 0x3f8;
+/// Keeps the argument as an address for `POKE` and `LOOK`, and answers it. Devices' registers can be reached, too.
+pub const AIM: u32 = 11;
+/// Writes the argument to the address, 32 bits. Answers 0.
+pub const POKE: u32 = 12;
+/// Answers what is at the address.
+pub const LOOK: u32 = 13;
+/// Writes to so many ports and device addresses, and reads from them. Answers how many.
+pub const STORM: u32 = 14;
+
 /// Where the tally is, in guest memory.
 pub const TALLY: u64 = 0x20_0000;
 /// Where the count of `SPIN` is.
@@ -47,3 +61,10 @@ pub const VECTOR: u64 = 0x20_0010;
 pub const TOUCHED: u64 = 0x20_1000;
 /// Where the VMM puts what is fresh at every start and wake: an id of 16 bytes, then a seed of 32.
 pub const RENEWAL_PAGE: u64 = 0x4000;
+/// A page table for the devices' registers, and the entry that refers to it.
+pub const DEVICE_TABLE: u64 = 0xc000;
+pub const DEVICE_TABLE_ENTRY: u64 = 0xa000 + 3 * 8;
+/// The devices' registers begin in this 2 MiB page.
+pub const DEVICES: u64 = 0xc000_0000;
+/// Where the address of `AIM` is.
+pub const AIMED: u64 = 0x20_0030;

@@ -3,6 +3,9 @@
 //! Invariant: `decode` takes any bytes without panicking, and what it accepts was written by `encode` of this
 //! version, byte for byte. The records inside are KVM's own structures, whose layout is Linux' stable ABI.
 
+mod device;
+
+use crate::virtio::mmio::TransportState;
 use kvm_bindings::{
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
     kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -10,18 +13,24 @@ use kvm_bindings::{
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub const MAGIC: [u8; 8] = *b"CLDPLVMS";
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// Had one vCPU and no devices, and is still read.
+const VERSION_1: u32 = 1;
 const HEADER: usize = 24;
 
 pub struct State {
     pub memory_bytes: u64,
     /// The same in the memory file: the two belong together.
     pub pairing: [u8; 16],
-    pub vcpu: VcpuState,
+    pub vcpus: Vec<VcpuState>,
     pub pit: kvm_pit_state2,
     pub clock: kvm_clock_data,
     /// Both PICs and the IOAPIC.
     pub irqchips: [kvm_irqchip; 3],
+    /// The registers of the serial port; none in version 1.
+    pub com1: Option<[u8; 9]>,
+    /// Slot by slot.
+    pub devices: Vec<TransportState>,
 }
 
 pub struct VcpuState {
@@ -42,7 +51,7 @@ pub struct VcpuState {
 pub enum Damage {
     #[error("the state file is no VMM state")]
     Magic,
-    #[error("the state is of version {0}; this VMM reads version {VERSION}")]
+    #[error("the state is of version {0}; this VMM reads versions 1 to {VERSION}")]
     Version(u32),
     #[error("the state file has {found} bytes instead of {wanted}")]
     Length { found: u64, wanted: u64 },
@@ -52,7 +61,7 @@ pub enum Damage {
     Section(u32),
 }
 
-/// The sections, in the order in which they are written.
+/// The sections, in the order in which they are written, but for the last one, which is `END`.
 mod section {
     pub const MEMORY: u32 = 1;
     pub const PAIRING: u32 = 2;
@@ -71,63 +80,56 @@ mod section {
     pub const CLOCK: u32 = 15;
     pub const IRQCHIPS: u32 = 16;
     pub const END: u32 = 17;
+    pub const COM1: u32 = 18;
+    pub const DEVICE: u32 = 19;
 }
 
 impl State {
     pub fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(16 * 1024);
-        let mut put = |tag: u32, bytes: &[u8]| {
-            body.extend_from_slice(&tag.to_le_bytes());
-            body.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            body.extend_from_slice(bytes);
-        };
-        let vcpu = &self.vcpu;
-        put(section::MEMORY, &self.memory_bytes.to_le_bytes());
-        put(section::PAIRING, &self.pairing);
-        put(section::CPUID, vcpu.cpuid.as_bytes());
-        put(section::MP_STATE, vcpu.mp_state.as_bytes());
-        put(section::REGS, vcpu.regs.as_bytes());
-        put(section::SREGS, vcpu.sregs.as_bytes());
-        put(section::XSAVE, vcpu.xsave.as_bytes());
-        put(section::XCRS, vcpu.xcrs.as_bytes());
-        put(section::DEBUGREGS, vcpu.debugregs.as_bytes());
-        put(section::LAPIC, vcpu.lapic.as_bytes());
-        put(section::TSC_KHZ, &vcpu.tsc_khz.to_le_bytes());
-        put(section::MSRS, vcpu.msrs.as_bytes());
-        put(section::EVENTS, vcpu.events.as_bytes());
-        put(section::PIT, self.pit.as_bytes());
-        put(section::CLOCK, self.clock.as_bytes());
-        put(section::IRQCHIPS, self.irqchips.as_bytes());
-        put(section::END, &[]);
-        let header = [VERSION, body.len() as u32, crc32c::crc32c(&body), 0];
+        let mut body = Body(Vec::with_capacity(16 * 1024));
+        body.put(section::MEMORY, &self.memory_bytes.to_le_bytes());
+        body.put(section::PAIRING, &self.pairing);
+        self.vcpus.iter().for_each(|vcpu| vcpu.encode(&mut body));
+        body.put(section::PIT, self.pit.as_bytes());
+        body.put(section::CLOCK, self.clock.as_bytes());
+        body.put(section::IRQCHIPS, self.irqchips.as_bytes());
+        if let Some(registers) = &self.com1 {
+            body.put(section::COM1, registers);
+        }
+        self.devices.iter().for_each(|device| body.put(section::DEVICE, &device::encode(device)));
+        body.put(section::END, &[]);
+        let header = [VERSION, body.0.len() as u32, crc32c::crc32c(&body.0), 0];
         let mut file = MAGIC.to_vec();
         file.extend(header.into_iter().flat_map(u32::to_le_bytes));
-        file.extend_from_slice(&body);
+        file.extend_from_slice(&body.0);
         file
     }
 
     pub fn decode(file: &[u8]) -> Result<State, Damage> {
-        let mut sections = Sections(body(file)?);
-        let state = State {
-            memory_bytes: sections.one(section::MEMORY)?,
-            pairing: sections.one(section::PAIRING)?,
-            vcpu: VcpuState {
-                cpuid: sections.many(section::CPUID)?,
-                mp_state: sections.one(section::MP_STATE)?,
-                regs: sections.one(section::REGS)?,
-                sregs: sections.one(section::SREGS)?,
-                xsave: sections.one(section::XSAVE)?,
-                xcrs: sections.one(section::XCRS)?,
-                debugregs: sections.one(section::DEBUGREGS)?,
-                lapic: sections.one(section::LAPIC)?,
-                tsc_khz: sections.one(section::TSC_KHZ)?,
-                msrs: sections.many(section::MSRS)?,
-                events: sections.one(section::EVENTS)?,
-            },
+        let (version, body) = body(file)?;
+        let mut sections = Sections(body);
+        let (memory_bytes, pairing) = (sections.one(section::MEMORY)?, sections.one(section::PAIRING)?);
+        let mut vcpus = vec![VcpuState::decode(&mut sections)?];
+        while version > VERSION_1 && sections.next() == Some(section::CPUID) {
+            vcpus.push(VcpuState::decode(&mut sections)?);
+        }
+        let mut state = State {
+            memory_bytes,
+            pairing,
+            vcpus,
             pit: sections.one(section::PIT)?,
             clock: sections.one(section::CLOCK)?,
             irqchips: sections.one(section::IRQCHIPS)?,
+            com1: None,
+            devices: Vec::new(),
         };
+        if version > VERSION_1 {
+            state.com1 = Some(sections.one(section::COM1)?);
+            while sections.next() == Some(section::DEVICE) {
+                let device = device::decode(sections.take(section::DEVICE)?);
+                state.devices.push(device.ok_or(Damage::Section(section::DEVICE))?);
+            }
+        }
         match sections.take(section::END)? {
             [] if sections.0.is_empty() => Ok(state),
             _ => Err(Damage::Section(section::END)),
@@ -135,8 +137,50 @@ impl State {
     }
 }
 
+impl VcpuState {
+    fn encode(&self, body: &mut Body) {
+        body.put(section::CPUID, self.cpuid.as_bytes());
+        body.put(section::MP_STATE, self.mp_state.as_bytes());
+        body.put(section::REGS, self.regs.as_bytes());
+        body.put(section::SREGS, self.sregs.as_bytes());
+        body.put(section::XSAVE, self.xsave.as_bytes());
+        body.put(section::XCRS, self.xcrs.as_bytes());
+        body.put(section::DEBUGREGS, self.debugregs.as_bytes());
+        body.put(section::LAPIC, self.lapic.as_bytes());
+        body.put(section::TSC_KHZ, &self.tsc_khz.to_le_bytes());
+        body.put(section::MSRS, self.msrs.as_bytes());
+        body.put(section::EVENTS, self.events.as_bytes());
+    }
+
+    fn decode(sections: &mut Sections<'_>) -> Result<VcpuState, Damage> {
+        Ok(VcpuState {
+            cpuid: sections.many(section::CPUID)?,
+            mp_state: sections.one(section::MP_STATE)?,
+            regs: sections.one(section::REGS)?,
+            sregs: sections.one(section::SREGS)?,
+            xsave: sections.one(section::XSAVE)?,
+            xcrs: sections.one(section::XCRS)?,
+            debugregs: sections.one(section::DEBUGREGS)?,
+            lapic: sections.one(section::LAPIC)?,
+            tsc_khz: sections.one(section::TSC_KHZ)?,
+            msrs: sections.many(section::MSRS)?,
+            events: sections.one(section::EVENTS)?,
+        })
+    }
+}
+
+struct Body(Vec<u8>);
+
+impl Body {
+    fn put(&mut self, tag: u32, bytes: &[u8]) {
+        self.0.extend_from_slice(&tag.to_le_bytes());
+        self.0.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        self.0.extend_from_slice(bytes);
+    }
+}
+
 /// What stands behind the header, once the header is found true.
-fn body(file: &[u8]) -> Result<&[u8], Damage> {
+fn body(file: &[u8]) -> Result<(u32, &[u8]), Damage> {
     let length = |wanted: u64| Damage::Length { found: file.len() as u64, wanted };
     let (header, body) = file.split_at_checked(HEADER).ok_or(length(HEADER as u64))?;
     if header[..8] != MAGIC {
@@ -144,7 +188,7 @@ fn body(file: &[u8]) -> Result<&[u8], Damage> {
     }
     let (words, _) = header[8..].as_chunks::<4>();
     let word = |index: usize| words.get(index).map_or(0, |word| u32::from_le_bytes(*word));
-    if word(0) != VERSION {
+    if !(VERSION_1..=VERSION).contains(&word(0)) {
         return Err(Damage::Version(word(0)));
     }
     if body.len() as u64 != u64::from(word(1)) {
@@ -157,12 +201,17 @@ fn body(file: &[u8]) -> Result<&[u8], Damage> {
     if word(3) != 0 {
         return Err(Damage::Section(0));
     }
-    Ok(body)
+    Ok((word(0), body))
 }
 
 struct Sections<'a>(&'a [u8]);
 
 impl<'a> Sections<'a> {
+    /// The number of the section that comes next.
+    fn next(&self) -> Option<u32> {
+        self.0.first_chunk().map(|tag| u32::from_le_bytes(*tag))
+    }
+
     fn take(&mut self, tag: u32) -> Result<&'a [u8], Damage> {
         let missing = Damage::Section(tag);
         let (found, rest) = self.0.split_first_chunk::<4>().ok_or(missing)?;
@@ -191,8 +240,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Written by version 1, and kept: a state that was good once stays readable, or is refused by its version.
-    const VERSION_1: &[u8] = include_bytes!("../tests/data/vmm-state-1.bin");
+    /// Written by these versions, and kept: a state that was good once stays readable.
+    const OLD: &[u8] = include_bytes!("../tests/data/vmm-state-1.bin");
+    const TODAY: &[u8] = include_bytes!("../tests/data/vmm-state-2.bin");
 
     fn damage(file: &[u8]) -> Damage {
         match State::decode(file) {
@@ -210,13 +260,23 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_read_and_written_back_to_the_byte() {
-        let state = State::decode(VERSION_1).expect("reads");
-        assert_eq!(state.memory_bytes, 16 << 20);
-        assert!((0x10_0000..0x10_1000).contains(&state.vcpu.regs.rip), "{:#x}", state.vcpu.regs.rip);
+    fn version_1_is_read() {
+        let state = State::decode(OLD).expect("reads");
+        assert_eq!((state.memory_bytes, state.vcpus.len(), state.devices.len()), (16 << 20, 1, 0));
+        let vcpu = &state.vcpus[0];
+        assert!((0x10_0000..0x10_1000).contains(&vcpu.regs.rip), "{:#x}", vcpu.regs.rip);
         assert_eq!(state.irqchips.map(|chip| chip.chip_id), [0, 1, 2]);
-        assert!(state.vcpu.msrs.len() > 10 && state.vcpu.cpuid.len() > 10);
-        assert!(state.encode() == VERSION_1, "what is written is not what was read");
+        assert!(vcpu.msrs.len() > 10 && vcpu.cpuid.len() > 10);
+        assert_eq!(state.com1, None);
+    }
+
+    #[test]
+    fn version_2_is_read_and_written_back_to_the_byte() {
+        let state = State::decode(TODAY).expect("reads");
+        assert_eq!((state.memory_bytes, state.vcpus.len()), (16 << 20, 2));
+        assert_eq!(state.devices.iter().map(|device| device.kind).collect::<Vec<_>>(), [1]);
+        assert!(state.com1.is_some());
+        assert!(state.encode() == TODAY, "what is written is not what was read");
     }
 
     #[test]
@@ -224,24 +284,28 @@ mod tests {
         assert_eq!(damage(b"CLDP"), Damage::Length { found: 4, wanted: 24 });
         assert_eq!(damage(&[7; 100]), Damage::Magic);
         let changed = |at: usize, byte: u8| {
-            let mut file = VERSION_1.to_vec();
+            let mut file = TODAY.to_vec();
             file[at] = byte;
             file
         };
-        assert_eq!(damage(&changed(8, 2)), Damage::Version(2));
-        assert!(matches!(damage(&changed(4000, !VERSION_1[4000])), Damage::Checksum { .. }));
+        assert_eq!(damage(&changed(8, 0)), Damage::Version(0));
+        assert_eq!(damage(&changed(8, 3)), Damage::Version(3));
+        assert!(matches!(damage(&changed(4000, !TODAY[4000])), Damage::Checksum { .. }));
         assert_eq!(damage(&sealed(changed(HEADER, 99))), Damage::Section(section::MEMORY));
         assert_eq!(damage(&sealed(changed(HEADER + 4, 7))), Damage::Section(section::MEMORY));
-        let longer = [VERSION_1, &[0]].concat();
+        let longer = [TODAY, &[0]].concat();
         assert_eq!(damage(&sealed(longer)), Damage::Section(section::END));
-        let shorter = VERSION_1[..VERSION_1.len() - 8].to_vec();
+        let shorter = TODAY[..TODAY.len() - 8].to_vec();
         assert_eq!(damage(&sealed(shorter)), Damage::Section(section::END));
+        let mut as_version_1 = TODAY.to_vec();
+        as_version_1[8] = 1;
+        assert_eq!(damage(&as_version_1), Damage::Section(section::PIT), "it had one vCPU");
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(cut in 0..=VERSION_1.len(), at in HEADER..VERSION_1.len(), byte: u8) {
-            let mut file = VERSION_1.to_vec();
+        fn no_bytes_make_it_panic(cut in 0..=TODAY.len(), at in HEADER..TODAY.len(), byte: u8) {
+            let mut file = TODAY.to_vec();
             file[at] = byte;
             file.truncate(cut.max(HEADER));
             let file = sealed(file);

@@ -78,7 +78,7 @@ fn read_msrs(vcpu: &VcpuFd, mut wanted: &[u32]) -> Result<Vec<kvm_msr_entry>, Er
 }
 
 /// One call when all is well. An MSR that KVM does not let be written is no loss when it has the value already.
-fn write_msrs(vcpu: &VcpuFd, mut entries: &[kvm_msr_entry]) -> Result<(), Error> {
+pub(crate) fn write_msrs(vcpu: &VcpuFd, mut entries: &[kvm_msr_entry]) -> Result<(), Error> {
     while !entries.is_empty() {
         let written = vcpu.set_msrs(&from_entries(entries)?).doing("restore the MSRs")?;
         let Some(refused) = entries.get(written) else { break };

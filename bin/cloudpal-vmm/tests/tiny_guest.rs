@@ -2,7 +2,7 @@
 //! guest itself, from its own memory and registers.
 
 use cloudpal_vmm::{
-    Ended, Error, Host, Machine, Pool, Snapshot, Spare,
+    Boot, Ended, Error, Host, Image, Machine, Pool, Shape, Snapshot, Spare,
     layout::RENEWAL_PAGE,
     snapshot::Refusal,
     state::{Damage, State},
@@ -32,8 +32,8 @@ fn host() -> Option<Arc<Host>> {
 }
 
 fn booted(host: &Host, mib: u32) -> Machine {
-    let spare = Spare::make(host, mib).expect("a VM");
-    let mut machine = spare.boot(host, tiny_guest::ELF, "a=b").expect("boots");
+    let spare = Spare::make(host, Shape::plain(mib)).expect("a VM");
+    let mut machine = spare.boot(host, Boot::plain(Image::Bytes(tiny_guest::ELF), "a=b")).expect("boots");
     let mut operator = Operator::default();
     assert_eq!(machine.run(&mut operator).expect("runs"), Ended::Break);
     assert_eq!(operator.events, [protocol::READY]);
@@ -62,12 +62,12 @@ fn saved(host: &Host) -> Saved {
     (1..=3).for_each(|n| assert_eq!(count(&mut machine), n));
     assert_eq!(ask(&mut machine, protocol::TOUCH, 4).expect("touches"), 4);
     assert_eq!(ask(&mut machine, protocol::VECTORS, 77).expect("keeps"), 0);
-    Snapshot::take(&mut machine, host, &dir).expect("a snapshot");
+    Snapshot::take(&mut machine, &dir).expect("a snapshot");
     Saved { _files: files, dir }
 }
 
 fn wake(host: &Host, snapshot: &Snapshot) -> Machine {
-    snapshot.wake(Spare::make(host, MIB).expect("a VM")).expect("wakes")
+    snapshot.wake(host, Spare::make(host, Shape::plain(MIB)).expect("a VM")).expect("wakes")
 }
 
 fn refusal(opened: Result<Snapshot, Error>) -> Refusal {
@@ -172,7 +172,7 @@ fn a_guest_saved_in_the_middle_of_a_loop_goes_on_in_it() {
     };
     let mut operator = Operator::with(protocol::SPIN, 0);
     let before = spin(&mut machine, &mut operator);
-    Snapshot::take(&mut machine, &host, &dir).expect("a snapshot");
+    Snapshot::take(&mut machine, &dir).expect("a snapshot");
     let mut woken = wake(&host, &Snapshot::open(&host, &dir).expect("opens"));
     assert_eq!(woken.memory.read_u32(protocol::SPINS).expect("memory"), before);
     assert!(spin(&mut woken, &mut Operator::default()) > before, "it did not go on");
@@ -186,10 +186,10 @@ fn clones_go_their_own_ways_and_the_snapshot_never_changes() {
         || [fs::read(saved.dir.join("memory")), fs::read(saved.dir.join("state"))].map(|b| b.expect("reads"));
     let before = bytes();
     let snapshot = Snapshot::open(&host, &saved.dir).expect("opens");
-    let mut pool = Pool::new(host.clone(), MIB);
+    let mut pool = Pool::new(host.clone(), Shape::plain(MIB));
     pool.fill(1).expect("a spare");
     // The second comes without a spare that waits.
-    let mut clones = [(); 2].map(|()| snapshot.wake(pool.take().expect("a VM")).expect("wakes"));
+    let mut clones = [(); 2].map(|()| snapshot.wake(&host, pool.take().expect("a VM")).expect("wakes"));
     assert_eq!(pool.ready(), 0);
     let [one, two] = &mut clones;
     assert_eq!((count(one), count(one), count(one), count(two)), (4, 5, 6, 4));
@@ -209,7 +209,7 @@ fn a_woken_guest_can_be_saved_and_woken_again_under_the_same_name() {
     for n in 4..8 {
         let mut machine = wake(&host, &Snapshot::open(&host, &saved.dir).expect("opens"));
         assert_eq!(count(&mut machine), n);
-        Snapshot::take(&mut machine, &host, &saved.dir).expect("replaces the one it was woken from");
+        Snapshot::take(&mut machine, &saved.dir).expect("replaces the one it was woken from");
         assert_eq!(count(&mut machine), n + 1, "the saved machine itself runs on");
     }
     let names: Vec<_> = fs::read_dir(saved.dir.parent().expect("a parent")).expect("lists").collect();
@@ -246,9 +246,9 @@ fn what_is_damaged_is_refused_with_its_reason() {
     let mut newer = good.clone();
     newer[8] += 1;
     fs::write(&state, &newer).expect("writes");
-    assert_eq!(refusal(open()), Refusal::Damage(Damage::Version(2)));
+    assert_eq!(refusal(open()), Refusal::Damage(Damage::Version(3)));
     let mut elsewhere = State::decode(&good).expect("reads");
-    for entry in elsewhere.vcpu.cpuid.iter_mut().filter(|entry| entry.function == 1) {
+    for entry in elsewhere.vcpus[0].cpuid.iter_mut().filter(|entry| entry.function == 1) {
         entry.eax ^= 0x10;
     }
     fs::write(&state, elsewhere.encode()).expect("writes");
@@ -275,8 +275,8 @@ fn damaged_or_swapped_memory_is_refused() {
     assert!(matches!(opened.verify_memory(), Err(Error::Snapshot(Refusal::MemoryChecksum { .. }))));
     fs::copy(two.dir.join("memory"), one.dir.join("memory")).expect("swaps");
     assert_eq!(refusal(Snapshot::open(&host, &one.dir)), Refusal::Pairing);
-    let spare = Spare::make(&host, 2 * MIB).expect("a VM");
-    let woken = Snapshot::open(&host, &two.dir).expect("opens").wake(spare);
+    let spare = Spare::make(&host, Shape::plain(2 * MIB)).expect("a VM");
+    let woken = Snapshot::open(&host, &two.dir).expect("opens").wake(&host, spare);
     assert!(matches!(woken, Err(Error::Snapshot(Refusal::MemorySize { .. }))));
 }
 
@@ -287,7 +287,7 @@ fn a_failed_snapshot_leaves_the_older_one() {
     let saved = saved(&host);
     let mut machine = booted(&host, MIB);
     let missing = saved.dir.join("no/such/place");
-    assert!(matches!(Snapshot::take(&mut machine, &host, &missing), Err(Error::File { .. })));
+    assert!(matches!(Snapshot::take(&mut machine, &missing), Err(Error::File { .. })));
     assert_eq!(count(&mut machine), 1, "the machine runs on");
     let mut woken = wake(&host, &Snapshot::open(&host, &saved.dir).expect("opens"));
     assert_eq!(count(&mut woken), 4);

@@ -5,13 +5,14 @@
 use crate::{
     brain::{self, Brain, Clock},
     data::DataHost,
+    driver::{self, Chosen},
     images::Imports,
     machines::Machines,
     networks::Networks,
     sampling,
-    settings::{AccelChoice, Settings, WireGuardChoice},
+    settings::{Settings, WireGuardChoice},
 };
-use cloudpal_compute::driver::{Driver, MachineSpec, Unikernel};
+use cloudpal_compute::driver::{MachineSpec, Unikernel};
 use cloudpal_control::{
     effect::Effect,
     engine::{Engine, MachineFacts},
@@ -21,7 +22,6 @@ use cloudpal_host::{
     image::ImageStore,
     net::{NetHost, NetSettings, WireGuardKind},
     store::RedbStore,
-    vmm::{Accel, QemuDriver, QemuSettings},
 };
 use cloudpal_model::{Kind, MachineId, Problem};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -59,7 +59,7 @@ pub struct Daemon {
     pub machines: Arc<Machines>,
     pub networks: Arc<Networks>,
     pub imports: Arc<Imports>,
-    pub driver: Arc<dyn Driver>,
+    pub driver: Chosen,
     pub net: Arc<NetHost>,
     pub data: Arc<DataHost>,
 }
@@ -76,11 +76,12 @@ impl Daemon {
         let clock = Clock::start();
         let engine = Engine::open(store, engine_settings(&settings), clock.now())?;
         let images = Arc::new(ImageStore::open(&places.state_dir.join("images"))?);
-        let driver: Arc<dyn Driver> = Arc::new(QemuDriver::new(qemu_settings(&settings))?);
+        let chosen = driver::choose(&settings)?;
+        let driver = chosen.driver.clone();
         let net = Arc::new(NetHost::start(net_settings(&settings)).await?);
         let tenants: Vec<_> = engine.view().tenants.iter().map(|tenant| tenant.id).collect();
         net.remove_others(&tenants).await?;
-        tracing::info!(driver = driver.explain(), network = net.explain(), "the host");
+        tracing::info!(driver = chosen.explain(), network = net.explain(), "the host");
 
         let (brain, inbox) = brain::channel();
         let machines = Arc::new(Machines::new(driver.clone(), net.clone(), brain.clone()));
@@ -107,6 +108,7 @@ impl Daemon {
         tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
         let opening = data.clone();
         tokio::spawn(async move { opening.open_all().await });
+        let driver = chosen;
         Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net, data }))
     }
 
@@ -233,15 +235,6 @@ fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
         endpoint_host: settings.endpoint.clone(),
         first_port: settings.first_port,
     }
-}
-
-fn qemu_settings(settings: &Settings) -> QemuSettings {
-    let accel = match settings.accel {
-        AccelChoice::Auto => Accel::Auto,
-        AccelChoice::Tcg => Accel::Tcg,
-        AccelChoice::Kvm => Accel::Kvm,
-    };
-    QemuSettings { accel, first_uid: Some(settings.first_vmm_uid), ..QemuSettings::new(&settings.guest_dir) }
 }
 
 fn net_settings(settings: &Settings) -> NetSettings {

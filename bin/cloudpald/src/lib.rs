@@ -5,6 +5,7 @@ mod brain;
 pub mod daemon;
 pub mod data;
 mod doctor;
+mod driver;
 pub mod http;
 mod images;
 mod machines;

@@ -42,7 +42,19 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t = WireGuardChoice::Auto)]
     pub wireguard: WireGuardChoice,
 
-    /// What runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
+    /// What runs the machines: `auto` measures KVM, and takes CloudPal's own VMM where it is real, else QEMU.
+    #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
+    pub driver: DriverChoice,
+
+    /// CloudPal's own VMM. Default: `cloudpal-vmm` beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub vmm: Option<PathBuf>,
+
+    /// Firecracker, for the driver of that name.
+    #[arg(long, value_name = "FILE", default_value = "firecracker")]
+    pub firecracker: PathBuf,
+
+    /// With the qemu driver, what runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
 
@@ -61,6 +73,16 @@ pub enum WireGuardChoice {
     Auto,
     Kernel,
     Userspace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DriverChoice {
+    Auto,
+    /// CloudPal's own VMM, on KVM.
+    Embedded,
+    Qemu,
+    /// The operator's Firecracker: see `--firecracker`.
+    Firecracker,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

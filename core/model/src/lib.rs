@@ -1,4 +1,4 @@
-//! Plain data that every crate may know: ids, names, keys, time, problems and the guest's control messages.
+//! Plain data that every crate may know: ids, names, keys, time, problems and the control messages of guest and VMM.
 //!
 //! Invariant: nothing here does IO, reads a clock or draws randomness.
 
@@ -9,6 +9,7 @@ mod name;
 mod problem;
 pub mod store;
 mod time;
+pub mod vmm;
 
 pub use id::{DeviceId, MachineId, OperationId, TenantId};
 pub use key::{PresharedKey, PrivateKey, PublicKey};

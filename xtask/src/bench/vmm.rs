@@ -1,10 +1,12 @@
 //! `cargo xtask bench vmm`: the embedded VMM with its tiny guest, on this host's /dev/kvm.
 //!
-//! The peer of a wake is the boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`,
-//! which lets the kinds take turns.
+//! A wake goes the daemon's way: from the ask over the channel of a jailed process that waits, to the first word of its
+//! guest on the console. Beside it stands the same wake without process and jail, and where its time goes. The peer is the
+//! boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`, which lets the kinds take
+//! turns.
 
 use super::table::{self, Row};
-use crate::{day::percentile, interrupt, paths, shell};
+use crate::{day::percentile, interrupt, paths, programs, shell};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::{
@@ -35,10 +37,10 @@ pub fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     println!("build: cloudpal-vmm (Release)");
-    shell::run(&mut shell::cargo(&["build", "--release", "--locked", "--package", "cloudpal-vmm"]))?;
+    let program = programs::static_vmm()?.to_string_lossy().into_owned();
     let dir = paths::target().join(format!("bench-vmm-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
-    let measured = measure(options, &dir);
+    let measured = measure(options, &program, &dir);
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let measured = measured?;
     let kvm = kvm_module();
@@ -54,13 +56,12 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options, dir: &Path) -> Result<Value> {
-    let program = paths::target().join("release/cloudpal-vmm").to_string_lossy().into_owned();
+fn measure(options: &Options, program: &str, dir: &Path) -> Result<Value> {
     let (rounds, clones) = (options.rounds.to_string(), options.clones.to_string());
     let dir = dir.to_string_lossy();
     let arguments =
         ["measure", "--memory-mib", SIZES, "--rounds", &rounds, "--clones", &clones, "--dir", &dir];
-    let told = shell::output(&mut shell::command(&program, &arguments))?;
+    let told = shell::output(&mut shell::command(program, &arguments))?;
     serde_json::from_str(&told).context("`cloudpal-vmm measure` told no JSON")
 }
 
@@ -89,10 +90,12 @@ fn rows(size: &Value) -> Result<Vec<Row>> {
         wake("wake from the pool, p50", percentile(&pool, 50)).at_most(0.7),
         wake("wake from the pool, p99", percentile(&pool, 99)).at_most(2.0),
     ];
+    let inside = list(&size["inside_us"])?;
+    rows.push(wake("  without process and jail, p50", percentile(&inside, 50)));
     for (phase, what) in [
-        ("open", "of it: snapshot read and checked"),
-        ("place", "of it: memory and state in place"),
-        ("run", "of it: run to the first exit"),
+        ("open", "  of that: snapshot read and checked"),
+        ("place", "  of that: memory and state in place"),
+        ("run", "  of that: run to the first exit"),
     ] {
         rows.push(Row::ms(&named(what), percentile(&list(&size["phases_us"][phase])?, 50)));
     }
@@ -110,6 +113,8 @@ fn rows(size: &Value) -> Result<Vec<Row>> {
     let resident = figure(&footprint["resident_kib"])?;
     rows.push(Row::new(&named("the VMM, resident without the guest"), resident, "KiB").at_most(3072.0));
     rows.push(Row::new(&named("  of it shared with nobody"), figure(&footprint["private_kib"])?, "KiB"));
+    let spare = figure(&footprint["spare_private_kib"])?;
+    rows.push(Row::new(&named("a waiting VMM, shared with nobody"), spare, "KiB"));
     Ok(rows)
 }
 
@@ -121,9 +126,9 @@ mod tests {
         let samples = json!([400.0, 500.0, 3000.0]);
         json!({
             "memory_mib": 128, "save_us": 1000.0, "from_pool_us": samples, "without_pool_us": samples,
-            "boot_us": [1000.0], "phases_us": {"open": samples, "place": samples, "run": samples},
+            "inside_us": samples, "boot_us": [1000.0], "phases_us": {"open": samples, "place": samples, "run": samples},
             "clones": {"count": 100, "wake_us": 250_000.0, "fill_us": 1.0, "private_kib_each": 4.0},
-            "footprint": {"resident_kib": 2900, "private_kib": 300},
+            "footprint": {"resident_kib": 2900, "private_kib": 300, "spare_private_kib": 200},
         })
     }
 

@@ -113,7 +113,7 @@ fn make(work: &Path, package: &guest::Package, host: &Host) -> Result<()> {
     fs::write(paths::target().join("hostvm/busybox"), &busybox)?;
     let initramfs = guest::initramfs(
         &modules.join(&package.version),
-        &MODULES,
+        &[("order", &MODULES)],
         &[("init", INIT.as_bytes()), ("bin/busybox", &busybox)],
         &["bin", "new"],
     )?;

@@ -8,13 +8,15 @@
 //! Each register is writable only in its own phase; a write in another is swallowed. So nothing of a queue can change
 //! while the device looks at it.
 
-use super::{Device, GuestMemory, Work};
-use virtio_queue::{Queue, QueueT};
+use super::{Device, GuestMemory, Mismatch, Work};
+use virtio_queue::{Queue, QueueState, QueueT};
 
 pub const QUEUE_SIZE_MAX: u16 = 256;
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;
 const VENDOR: u32 = 0;
+/// Offered by a device that likes it; the transport then sets the queues accordingly.
+pub const FEATURE_EVENT_INDEX: u64 = 1 << 29;
 const FEATURE_VERSION_1: u64 = 1 << 32;
 
 /// Register offsets.
@@ -67,43 +69,44 @@ pub struct Transport<D> {
     driver_features: u64,
     queue_select: u32,
     interrupt_status: u32,
+    generation: u32,
 }
 
 impl<D: Device> Transport<D> {
     pub fn new(device: D) -> Transport<D> {
-        let mut transport = Transport {
+        Transport {
+            queues: fresh_queues(&device),
             device,
-            queues: Vec::new(),
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
             queue_select: 0,
             interrupt_status: 0,
-        };
-        transport.reset();
-        transport
+            generation: 0,
+        }
     }
 
     fn reset(&mut self) {
-        // A power of two below the library's limit: it is never refused.
-        self.queues = (0..D::QUEUES).filter_map(|_| Queue::new(QUEUE_SIZE_MAX).ok()).collect();
+        self.queues = fresh_queues(&self.device);
         (self.status, self.interrupt_status, self.queue_select) = (0, 0, 0);
         (self.driver_features, self.device_features_select, self.driver_features_select) = (0, 0, 0);
+        self.device.reset();
     }
 
     fn offered(&self) -> u64 {
         self.device.features() | FEATURE_VERSION_1
     }
 
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// What the guest reads at that offset of the device's page.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let Some(at) = offset.checked_sub(register::CONFIG) {
-            let config = self.device.config();
-            let from = config.get(at as usize..).unwrap_or_default();
-            let len = from.len().min(data.len());
-            data[..len].copy_from_slice(&from[..len]);
+            self.device.read_config(at, data);
         } else if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = self.register(offset).to_le_bytes();
         }
@@ -114,19 +117,27 @@ impl<D: Device> Transport<D> {
         match offset {
             register::MAGIC => MAGIC,
             register::VERSION => VERSION,
-            register::KIND => D::KIND,
+            register::KIND => self.device.kind(),
             register::VENDOR => VENDOR,
             register::DEVICE_FEATURES => half(self.offered(), self.device_features_select),
             register::QUEUE_SIZE_MAX => queue.map_or(0, |queue| u32::from(queue.max_size())),
             register::QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready())),
             register::INTERRUPT_STATUS => self.interrupt_status,
             register::STATUS => self.status,
-            _ => 0, // the configuration never changes, and neither does its generation
+            register::CONFIG_GENERATION => self.generation,
+            _ => 0,
         }
     }
 
-    /// What the guest writes. The caller raises the interrupt line when that is asked for.
+    /// What the guest writes. The caller raises the interrupt line when that is asked for, and has all queues looked at
+    /// when there is `more`.
     pub fn write(&mut self, offset: u64, data: &[u8], memory: &GuestMemory) -> Work {
+        if let Some(at) = offset.checked_sub(register::CONFIG) {
+            if self.is(status::DRIVER, status::NEEDS_RESET | status::FAILED) {
+                self.device.write_config(at, data);
+            }
+            return Work::default();
+        }
         let Ok(value) = data.try_into().map(u32::from_le_bytes) else { return Work::default() };
         match offset {
             register::STATUS => return self.set_status(value, memory),
@@ -188,13 +199,21 @@ impl<D: Device> Transport<D> {
         if fresh & status::FEATURES_OK != 0 && before & status::DRIVER != 0 && features_fit {
             self.status |= status::FEATURES_OK;
         }
-        if fresh & status::DRIVER_OK != 0 && before & status::FEATURES_OK != 0 {
-            if self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(memory)) {
-                return self.broken();
-            }
-            self.status |= status::DRIVER_OK;
+        if fresh & status::DRIVER_OK == 0 || before & status::FEATURES_OK == 0 {
+            return Work::default();
         }
-        Work::default()
+        if self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(memory)) {
+            return self.broken();
+        }
+        self.status |= status::DRIVER_OK;
+        self.activate();
+        Work { more: true, ..Work::default() }
+    }
+
+    fn activate(&mut self) {
+        let event_index = self.driver_features & FEATURE_EVENT_INDEX != 0;
+        self.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_index));
+        self.device.activate(self.driver_features);
     }
 
     /// Has the device look at that queue: the guest notified, or there is something for it.
@@ -208,17 +227,96 @@ impl<D: Device> Transport<D> {
                 if work.interrupt {
                     self.interrupt_status |= USED_RING;
                 }
-                work
+                if work.config {
+                    self.interrupt_status |= CONFIG_CHANGED;
+                    self.generation = self.generation.wrapping_add(1);
+                }
+                Work { interrupt: work.interrupt || work.config, ..work }
             }
             Err(super::Broken) => self.broken(),
         }
     }
 
+    /// The driver is told that only a reset helps.
+    pub fn is_broken(&self) -> bool {
+        self.status & status::NEEDS_RESET != 0
+    }
+
+    /// The guest was told of something and has not acknowledged it.
+    pub fn interrupt_pending(&self) -> bool {
+        self.interrupt_status != 0
+    }
+
+    pub fn save(&self) -> TransportState {
+        TransportState {
+            kind: self.device.kind(),
+            status: self.status,
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            interrupt_status: self.interrupt_status,
+            generation: self.generation,
+            queues: self.queues.iter().map(Queue::state).collect(),
+            device: self.device.save(),
+        }
+    }
+
+    /// Puts saved state into a device that is new. Everything in it is foreign.
+    pub fn restore(&mut self, state: &TransportState, memory: &GuestMemory) -> Result<(), Mismatch> {
+        if state.kind != self.device.kind() {
+            return Err(Mismatch("it is another kind of device"));
+        }
+        if state.driver_features & !self.offered() != 0 {
+            return Err(Mismatch("the guest uses features that this device does not have"));
+        }
+        let sizes = self.device.queue_sizes();
+        if !state.queues.iter().map(|queue| queue.max_size).eq(sizes.iter().copied()) {
+            return Err(Mismatch("its queues are other ones"));
+        }
+        let queues = state.queues.iter().map(|queue| Queue::try_from(*queue));
+        self.queues = queues.collect::<Result<_, _>>().map_err(|_| Mismatch("a queue of it cannot be"))?;
+        let running = state.status & status::DRIVER_OK != 0;
+        if running && self.queues.iter().any(|queue| queue.ready() && !queue.is_valid(memory)) {
+            return Err(Mismatch("a queue of it lies outside of memory"));
+        }
+        (self.status, self.interrupt_status, self.generation) =
+            (state.status, state.interrupt_status, state.generation);
+        (self.device_features_select, self.driver_features_select) =
+            (state.device_features_select, state.driver_features_select);
+        (self.driver_features, self.queue_select) = (state.driver_features, state.queue_select);
+        self.device.restore(&state.device)?;
+        if running {
+            self.activate();
+        }
+        Ok(())
+    }
+
     fn broken(&mut self) -> Work {
         self.status |= status::NEEDS_RESET;
         self.interrupt_status |= CONFIG_CHANGED;
-        Work { interrupt: true, more: false }
+        Work { interrupt: true, ..Work::default() }
     }
+}
+
+/// A device's registers, queues and own bytes, as a snapshot keeps them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportState {
+    pub kind: u32,
+    pub status: u32,
+    pub device_features_select: u32,
+    pub driver_features_select: u32,
+    pub driver_features: u64,
+    pub queue_select: u32,
+    pub interrupt_status: u32,
+    pub generation: u32,
+    pub queues: Vec<QueueState>,
+    pub device: Vec<u8>,
+}
+
+/// Sizes that the library does not take are the device's fault: such a queue is missing, and a guest sees that.
+fn fresh_queues(device: &impl Device) -> Vec<Queue> {
+    device.queue_sizes().iter().filter_map(|size| Queue::new(*size).ok()).collect()
 }
 
 fn half(value: u64, select: u32) -> u32 {

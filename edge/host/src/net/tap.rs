@@ -170,7 +170,7 @@ impl Tap {
 }
 
 /// Opens /dev/net/tun and attaches it to the interface `name` of the calling thread's namespace, non-blocking.
-pub(super) fn open_tun(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
+pub(crate) fn open_tun(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
     let mut request = interface_request();

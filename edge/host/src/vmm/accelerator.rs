@@ -1,4 +1,4 @@
-//! Which accelerator QEMU uses here, found by measuring rather than by the presence of a device file.
+//! What KVM is worth here: which accelerator to use, found by measuring rather than by the presence of a device file.
 //!
 //! Some hosts have a /dev/kvm that emulates every instruction: all its calls work, and a guest takes minutes to boot.
 //! Invariant: the measurement runs twenty thousand instructions, so it takes milliseconds even there.
@@ -7,7 +7,7 @@
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
 use std::{
-    fmt,
+    fmt, fs,
     time::{Duration, Instant},
 };
 
@@ -95,6 +95,18 @@ fn run_loop() -> Result<Duration, kvm_ioctls::Error> {
     }
 }
 
+/// The host's CPU as a guest under KVM sees it: its model and which features it has.
+pub fn host_cpu() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let value = |name: &str| {
+        let mut values = first.lines().filter_map(|line| line.split_once(':'));
+        values.find(|(key, _)| key.trim() == name).map_or("", |(_, value)| value.trim())
+    };
+    let model = ["vendor_id", "cpu family", "model", "stepping", "microcode"].map(value).join("/");
+    format!("{model}/{:08x}", crc32c::crc32c(value("flags").as_bytes()))
+}
+
 /// Counts the host's time stamp counter against its clock: under software emulation the guest sees that counter, and
 /// has no other clock precise enough to measure it with.
 #[derive(Clone, Copy, Debug)]
@@ -147,6 +159,12 @@ mod tests {
         let (chosen, why) = choose();
         assert!(why.starts_with(&chosen.to_string()), "{why}");
         assert!(start.elapsed() < Duration::from_secs(10), "{why}");
+    }
+
+    #[test]
+    fn the_hosts_cpu_has_a_name() {
+        let cpu = host_cpu();
+        assert!(cpu.split('/').count() == 6 && !cpu.starts_with('/') && !cpu.ends_with("/00000000"), "{cpu}");
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The machine's writable disk: a sparse file with an ext4 file system.
 //!
-//! Invariant: `disk.img` is whole or not there: it is made under another name, made durable, and renamed.
+//! Invariant: `disk.img` is whole or not there: it is made under another name, made durable, and renamed. Making it
+//! blocks.
 
 use cloudpal_model::{Kind, Problem};
 use std::{fs, path::Path, process::Command};

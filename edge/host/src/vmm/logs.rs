@@ -1,12 +1,14 @@
 //! The files that a guest fills: its log and its serial console. A guest may write without end; the host's disk and
 //! memory have one.
 //!
-//! Invariant: the VMM appends (`O_APPEND`), so a file may be cut to nothing under its hands. Only what it writes
-//! between the copy and the cut is lost.
+//! Invariants:
+//! - The VMM appends (`O_APPEND`), so a file may be cut to nothing under its hands. Only what it writes between the
+//!   copy and the cut is lost.
+//! - What is shown of them is short, is read without reading the rest, and holds nothing that a terminal would obey.
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
 };
 
@@ -15,11 +17,16 @@ const LOG_BYTES: u64 = 16 << 20;
 /// The console is in memory (`/run`); it is read only to explain a crash.
 const CONSOLE_BYTES: u64 = 1 << 20;
 
-/// Cuts what has grown too long: the log moves to `log.1`, the console is emptied.
+/// Of a file, in an error message.
+const TAIL_CHARS: usize = 600;
+
+/// Cuts what has grown too long: the log moves to `log.1`, the console and the VMM's own words are emptied.
 pub fn keep_bounded(dir: &Path, run_dir: &Path) -> io::Result<()> {
-    let console = run_dir.join("console.log");
-    if longer(&console, CONSOLE_BYTES)? {
-        empty(&console)?;
+    for name in ["console.log", "vmm.log"] {
+        let path = run_dir.join(name);
+        if longer(&path, CONSOLE_BYTES)? {
+            empty(&path)?;
+        }
     }
     let log = dir.join("log");
     if !longer(&log, LOG_BYTES)? {
@@ -47,10 +54,46 @@ fn empty(path: &Path) -> io::Result<()> {
     File::options().write(true).open(path)?.set_len(0)
 }
 
+/// The end of a text file, for an error message.
+pub(super) fn tail(path: &Path) -> String {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let start = file.metadata()?.len().saturating_sub(8 * TAIL_CHARS as u64);
+        file.seek(SeekFrom::Start(start))?;
+        // It may grow while it is read.
+        file.take(8 * TAIL_CHARS as u64).read_to_end(&mut bytes)
+    });
+    if read.is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    // QEMU says that it waits for its monitor; that is no news.
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains(": info: ")).collect();
+    cleaned(&lines.join("\n"), TAIL_CHARS)
+}
+
+/// The end of a foreign text, without what a terminal would obey.
+pub(super) fn cleaned(text: &str, max_chars: usize) -> String {
+    let clean: Vec<char> = text.chars().filter(|&char| char == '\n' || !char.is_control()).collect();
+    clean[clean.len().saturating_sub(max_chars)..].iter().collect::<String>().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn a_tail_is_short_and_tame() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        assert_eq!(tail(&path), "");
+        fs::write(&path, "x".repeat(1 << 20) + "\n\x1b[2Jqemu: info: waiting\nthe \x1b[31mend\r\n").unwrap();
+        let said = tail(&path);
+        assert!(said.ends_with("the [31mend") && !said.contains("waiting"), "{said}");
+        assert_eq!(said.chars().count(), TAIL_CHARS);
+        assert!(!said.contains('\x1b'));
+    }
 
     #[test]
     fn a_guest_that_writes_without_end_fills_nothing() {

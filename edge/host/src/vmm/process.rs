@@ -4,9 +4,11 @@
 //! - `vmm.lock` is locked through an open file that the VMM inherits; the daemon closes its own copy once the VMM has
 //!   started. So the lock is held exactly as long as a VMM of the machine lives, whatever becomes of the daemon.
 //! - The VMM outlives the daemon: it is in a session of its own, and nothing ties its life to ours.
+//! - A VMM has an empty network namespace of its own; the TAP comes to it as a descriptor.
 //! - A pid is never trusted by itself: it counts only when that process has the lock file open; signals go by pidfd.
 #![allow(unsafe_code)]
 
+use super::snapshot::Identity;
 use cloudpal_model::{Kind, Problem};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -15,21 +17,44 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
+    io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::Arc,
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Written before the VMM starts: where its inherited descriptors are, for whoever adopts it.
+/// Written before the VMM takes the machine: what whoever adopts it must know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Descriptors {
+pub struct Note {
+    /// The VMM's numbers of its descriptors.
     pub lock_fd: RawFd,
     pub tap_fd: RawFd,
-    pub memory_fd: RawFd,
+    /// Where the guest's memory is a file that the daemon works with.
+    pub memory_fd: Option<RawFd>,
+    /// As the VMM was started: the daemon that adopts it may be another version, with another VMM.
+    pub identity: Identity,
+}
+
+impl Note {
+    pub fn write(&self, run_dir: &Path) -> Result<(), Problem> {
+        let (path, fresh) = (note_path(run_dir), run_dir.join("vmm.json.new"));
+        let text = serde_json::to_vec(self).map_err(|error| Problem::io(path.display(), &error.into()))?;
+        let written = fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path));
+        written.map_err(|error| Problem::io(path.display(), &error))
+    }
+
+    pub fn read(run_dir: &Path) -> Option<Note> {
+        serde_json::from_slice(&fs::read(note_path(run_dir)).ok()?).ok()
+    }
+}
+
+fn note_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("vmm.json")
 }
 
 /// The machine's lock, not yet handed to a VMM.
@@ -56,46 +81,85 @@ impl AsRawFd for Lock {
     }
 }
 
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A program to start as a VMM.
+pub struct Launch<'a> {
+    pub command: Command,
+    /// Takes its standard error; begun anew.
+    pub errors: &'a Path,
+    /// User and group; `None`: as the daemon.
+    pub user: Option<(u32, u32)>,
+    /// The descriptors that it gets besides the three standard ones, under the same numbers.
+    pub inherited: &'a [RawFd],
+}
+
+impl Launch<'_> {
+    pub fn start(self) -> Result<Process, Problem> {
+        let Launch { mut command, errors, user, inherited } = self;
+        let program = command.get_program().to_string_lossy().into_owned();
+        drop(fs::remove_file(errors));
+        let stderr = File::options().append(true).create_new(true).open(errors);
+        let stderr = stderr.map_err(|error| Problem::io(errors.display(), &error))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let inherited = inherited.to_vec();
+        // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated; the
+        // descriptors are open in the parent for the whole call, so they are in the child.
+        unsafe { command.pre_exec(move || confine(user, &inherited)) };
+        let child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Problem::new(
+                Kind::HostLacks,
+                format!("{program} is not installed"),
+                "install it, or name the program in the daemon's settings",
+            ),
+            _ => Problem::io(format!("starting {program}"), &error),
+        })?;
+        Process::of(child)
+    }
+}
+
+/// In the child: what needs privilege first, then it is given up.
+fn confine(user: Option<(u32, u32)>, inherited: &[RawFd]) -> io::Result<()> {
+    rustix::process::setsid()?;
+    for &fd in inherited {
+        // SAFETY: the parent holds it open until the start is over, so the child has it.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    // SAFETY: a plain system call on numbers.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNET) }.into())?;
+    if let Some((uid, gid)) = user {
+        // SAFETY: plain system calls on numbers and an empty list. Raw ones: this thread is the process's only one.
+        unsafe {
+            checked(libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()))?;
+            checked(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+            checked(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        }
+    }
+    Ok(())
+}
+
+fn checked(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 pub struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl Process {
-    /// Starts the VMM with just these descriptors besides the three standard ones.
-    pub fn start(
-        mut command: Command,
-        errors: &Path,
-        user: Option<(u32, u32)>,
-        inherited: &[RawFd],
-    ) -> Result<Process, Problem> {
-        let program = command.get_program().to_string_lossy().into_owned();
-        let stderr = File::create(errors).map_err(|error| Problem::io(errors.display(), &error))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        if let Some((uid, gid)) = user {
-            command.uid(uid).gid(gid);
-        }
-        let inherited = inherited.to_vec();
-        // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated; the
-        // descriptors are open in the parent for the whole call, so they are in the child.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::setsid()?;
-                for &fd in &inherited {
-                    rustix::io::fcntl_setfd(BorrowedFd::borrow_raw(fd), rustix::io::FdFlags::empty())?;
-                }
-                Ok(())
-            });
-        }
-        let child = command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Problem::new(
-                Kind::HostLacks,
-                format!("{program} is not installed"),
-                "apt-get install qemu-system-x86, or name the program in the daemon's settings",
-            ),
-            _ => Problem::io(format!("starting {program}"), &error),
-        })?;
-        Process::open(Pid::from_child(&child))
+    /// A child of ours.
+    pub fn of(mut child: Child) -> Result<Process, Problem> {
+        Process::open(Pid::from_child(&child)).inspect_err(|_| {
+            // Nobody could watch it: it must not live.
+            drop(child.kill());
+            drop(child.wait());
+        })
     }
 
     /// Writes down where to look first for it. Should that not come to pass, [`Process::find`] looks everywhere.
@@ -141,9 +205,15 @@ impl Process {
         let _ = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
 
-    /// Whether it is stopped by SIGSTOP.
+    /// Whether it is stopped by SIGSTOP: every thread of it, since each stops by itself.
     pub fn is_frozen(&self) -> bool {
-        self.stat().is_some_and(|fields| fields.first().is_some_and(|state| state == "T"))
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.pid())) else { return false };
+        let stopped = |stat: PathBuf| {
+            let fields = stat_fields(&fs::read_to_string(stat).ok()?)?;
+            Some(fields.first()? == "T")
+        };
+        let mut all = threads.flatten().map(|thread| stopped(thread.path().join("stat")));
+        all.all(|stopped| stopped == Some(true))
     }
 
     /// A duplicate of one of its descriptors.
@@ -166,24 +236,49 @@ impl Process {
         }
     }
 
-    /// The fields of /proc/<pid>/stat from the state on: the name before it may contain anything.
+    /// The fields of /proc/<pid>/stat from the state on.
     pub fn stat(&self) -> Option<Vec<String>> {
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
-        let (_, fields) = text.rsplit_once(')')?;
-        Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
+        stat_fields(&fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?)
     }
 }
 
-pub fn note_descriptors(run_dir: &Path, descriptors: &Descriptors) -> Result<(), Problem> {
-    let path = descriptors_path(run_dir);
-    let text = serde_json::to_vec(descriptors).map_err(|error| Problem::io(path.display(), &error.into()))?;
-    fs::write(&path, text).map_err(|error| Problem::io(path.display(), &error))
+/// The name before the state may contain anything, also a parenthesis.
+fn stat_fields(text: &str) -> Option<Vec<String>> {
+    let (_, fields) = text.rsplit_once(')')?;
+    Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
-pub fn noted_descriptors(run_dir: &Path) -> Option<Descriptors> {
-    serde_json::from_slice(&fs::read(descriptors_path(run_dir)).ok()?).ok()
+/// Ends the VMM if the start does not get to its end, also when its future is dropped.
+pub struct Guard {
+    process: Arc<Process>,
+    armed: bool,
 }
 
-fn descriptors_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("vmm.json")
+impl Guard {
+    pub fn new(process: Process) -> Guard {
+        Guard { process: Arc::new(process), armed: true }
+    }
+
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// The start got to its end.
+    pub fn release(mut self) -> Arc<Process> {
+        self.armed = false;
+        self.process.clone()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.armed {
+            self.process.signal(Signal::KILL);
+            // Somebody must wait for it, or it stays as a zombie.
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                let process = self.process.clone();
+                runtime.spawn(async move { process.ended().await });
+            }
+        }
+    }
 }

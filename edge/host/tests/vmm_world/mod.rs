@@ -1,12 +1,15 @@
 //! What the VMM tests share: a namespace with one TAP, a tiny image, and a machine's specification.
 
-use cloudpal_compute::driver::MachineSpec;
+use cloudpal_compute::driver::{Driver, MachineSpec};
 use cloudpal_host::{
     net::{
         namespace::Namespace,
         tap::{Counters, Tap},
     },
-    vmm::{QemuDriver, QemuSettings},
+    vmm::{
+        QemuDriver, QemuSettings,
+        embedded::{EmbeddedDriver, EmbeddedSettings},
+    },
 };
 use cloudpal_model::{
     MachineId,
@@ -45,9 +48,11 @@ impl World {
     pub fn make(name: &str) -> Option<World> {
         let guest_dir = guest_dir()?;
         let target = guest_dir.parent().expect("the guest's directory has a parent").to_path_buf();
-        for (program, package) in [("qemu-system-x86_64", "qemu-system-x86"), ("mkfs.erofs", "erofs-utils")] {
+        let embedded = embedded();
+        let vmm = embedded.as_deref().unwrap_or(Path::new("qemu-system-x86_64"));
+        for (program, package) in [(vmm, "qemu-system-x86"), (Path::new("mkfs.erofs"), "erofs-utils")] {
             if Command::new(program).arg("--help").output().is_err() {
-                return skip(&format!("{program} is missing: apt-get install {package}"));
+                return skip(&format!("{} is missing: apt-get install {package}", program.display()));
             }
         }
         if fs::metadata("/dev/net/tun").is_err() || !nix::unistd::geteuid().is_root() {
@@ -88,13 +93,19 @@ impl World {
         Some(World { namespace, name, tap, spec, guest_dir, dir })
     }
 
-    pub fn driver(&self) -> QemuDriver {
+    pub fn driver(&self) -> Box<dyn Driver> {
         self.driver_as(None)
     }
 
-    pub fn driver_as(&self, first_uid: Option<u32>) -> QemuDriver {
+    /// The driver that is under test: `CLOUDPAL_TEST_DRIVER`, or the one that runs everywhere.
+    pub fn driver_as(&self, first_uid: Option<u32>) -> Box<dyn Driver> {
+        if let Some(program) = embedded() {
+            let settings = EmbeddedSettings::new(&self.guest_dir, program);
+            let first_uid = first_uid.unwrap_or(settings.first_uid);
+            return Box::new(EmbeddedDriver::new(EmbeddedSettings { first_uid, ..settings }).unwrap());
+        }
         let settings = QemuSettings { first_uid, ..QemuSettings::new(&self.guest_dir) };
-        QemuDriver::new(settings).unwrap()
+        Box::new(QemuDriver::new(settings).unwrap())
     }
 
     /// A file system of that size, until it is dropped.
@@ -198,6 +209,15 @@ fn guest_config() -> GuestConfig {
         ready_timeout_ms: 20_000,
         ..GuestConfig::default()
     }
+}
+
+/// The program of the embedded driver, when that is the one under test.
+fn embedded() -> Option<PathBuf> {
+    if std::env::var_os("CLOUDPAL_TEST_DRIVER")? != "embedded" {
+        return None;
+    }
+    let beside = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("cloudpal-vmm");
+    Some(std::env::var_os("CLOUDPAL_VMM").map_or(beside, PathBuf::from))
 }
 
 /// Where the guest's kernel is: built by the set-up.

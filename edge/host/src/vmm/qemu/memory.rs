@@ -60,11 +60,6 @@ impl Save {
         Ok(true)
     }
 
-    /// Makes it durable.
-    pub fn finish(&self) -> io::Result<()> {
-        self.to.sync_all()
-    }
-
     /// Skips what was never touched.
     fn next_block(&self) -> io::Result<Option<u64>> {
         if self.at >= self.length {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing that a person typed is part of it, not even a path: files are descriptors that the daemon opened.
 
-use super::{accelerator::Accelerator, process::Descriptors};
+use crate::vmm::accelerator::Accelerator;
 use cloudpal_compute::driver::MachineSpec;
 use cloudpal_model::Problem;
 use serde_json::json;
@@ -73,7 +73,8 @@ pub struct Plan<'a> {
     pub accelerator: Accelerator,
     pub counter_khz: u64,
     pub spec: &'a MachineSpec,
-    pub descriptors: &'a Descriptors,
+    pub tap_fd: RawFd,
+    pub memory_fd: RawFd,
     pub files: &'a Files,
     /// Restores: the machine waits for the stream.
     pub incoming: bool,
@@ -92,10 +93,10 @@ impl Plan<'_> {
     }
 
     fn machine(&self, command: &mut Command) {
-        let (spec, fds) = (self.spec, self.descriptors);
+        let spec = self.spec;
         let memory = format!(
             "memory-backend-file,id=ram,size={}M,mem-path=/proc/self/fd/{},share=on",
-            spec.memory_mib, fds.memory_fd
+            spec.memory_mib, self.memory_fd
         );
         let accelerator = match self.accelerator {
             // Without a bound the translated code may take a gigabyte.
@@ -154,7 +155,7 @@ impl Plan<'_> {
             command.args(["-device", &format!("virtio-blk-device,drive={serial},serial={serial}")]);
         }
         let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
-        command.args(["-netdev", &format!("tap,id=net0,fd={},vhost=off", self.descriptors.tap_fd)]);
+        command.args(["-netdev", &format!("tap,id=net0,fd={},vhost=off", self.tap_fd)]);
         // Packets come in before the guest's driver has said which header it wants: so that all of them fit, the header
         // must be the same from the first moment on. Without merged buffers it is.
         let plain =

@@ -3,15 +3,11 @@
 //! Invariant: one command at a time. An answer is matched by its id, so the late answer to a command whose caller gave
 //! up is not taken for the next one's.
 
+use crate::vmm::running::{LastWord, LastWords};
 use cloudpal_model::{Kind, Problem};
 use serde_json::{Value, json};
 use std::{
-    io::IoSlice,
-    mem::MaybeUninit,
-    os::fd::BorrowedFd,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    io::IoSlice, mem::MaybeUninit, os::fd::BorrowedFd, path::PathBuf, sync::PoisonError, time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -26,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Qmp {
     line: tokio::sync::Mutex<Line>,
-    shutdown: Arc<Mutex<Option<String>>>,
+    last_words: LastWords,
 }
 
 struct Line {
@@ -43,16 +39,16 @@ impl Qmp {
             stream.map_err(|error| Problem::io(format!("QEMU's monitor {}", socket.display()), &error))?;
         let (reader, writer) = stream.into_split();
         let (sender, answers) = unbounded_channel();
-        let shutdown = Arc::new(Mutex::new(None));
-        tokio::spawn(read_lines(reader, sender, shutdown.clone()));
-        let qmp = Qmp { line: tokio::sync::Mutex::new(Line { writer, answers, next_id: 1 }), shutdown };
+        let last_words = LastWords::default();
+        tokio::spawn(read_lines(reader, sender, last_words.clone()));
+        let qmp = Qmp { line: tokio::sync::Mutex::new(Line { writer, answers, next_id: 1 }), last_words };
         qmp.ask("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
 
-    /// Where the reason will be once QEMU says that it shuts down: `guest-shutdown`, `guest-reset`, …
-    pub fn shutdown_reason(&self) -> Arc<Mutex<Option<String>>> {
-        self.shutdown.clone()
+    /// Where the reason will be once QEMU says that it shuts down.
+    pub fn last_words(&self) -> LastWords {
+        self.last_words.clone()
     }
 
     pub async fn ask(&self, command: &str, arguments: Value) -> Result<Value, Problem> {
@@ -96,17 +92,17 @@ impl Qmp {
     }
 }
 
-async fn read_lines(
-    reader: OwnedReadHalf,
-    answers: UnboundedSender<Value>,
-    shutdown: Arc<Mutex<Option<String>>>,
-) {
+async fn read_lines(reader: OwnedReadHalf, answers: UnboundedSender<Value>, last_words: LastWords) {
     let mut lines = BufReader::new(reader).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
         if message["event"] == "SHUTDOWN" {
-            let reason = message["data"]["reason"].as_str().unwrap_or("unknown").to_owned();
-            *shutdown.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            let word = match message["data"]["reason"].as_str() {
+                Some("guest-shutdown") => LastWord::PoweredOff,
+                Some("guest-reset" | "guest-panic") => LastWord::Reset,
+                _ => continue,
+            };
+            *last_words.lock().unwrap_or_else(PoisonError::into_inner) = Some(word);
         } else if message.get("id").is_some() && answers.send(message).is_err() {
             return;
         }

@@ -1,0 +1,79 @@
+//! Which driver runs the machines, and why.
+
+use crate::settings::{AccelChoice, DriverChoice, Settings};
+use cloudpal_compute::driver::Driver;
+use cloudpal_host::vmm::{
+    Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings,
+    embedded::{EmbeddedDriver, EmbeddedSettings, usable},
+};
+use cloudpal_model::Problem;
+use std::{path::PathBuf, sync::Arc};
+
+pub struct Chosen {
+    pub driver: Arc<dyn Driver>,
+    /// For `doctor`: what was looked at.
+    pub why: String,
+}
+
+impl Chosen {
+    pub fn explain(&self) -> String {
+        format!("{}, {}: {}", self.driver.name(), self.why, self.driver.explain())
+    }
+}
+
+pub fn choose(settings: &Settings) -> Result<Chosen, Problem> {
+    let as_set = "as the settings say".to_owned();
+    match settings.driver {
+        DriverChoice::Embedded => Ok(Chosen { driver: embedded(settings)?, why: as_set }),
+        DriverChoice::Qemu => Ok(Chosen { driver: qemu(settings)?, why: as_set }),
+        DriverChoice::Firecracker => Ok(Chosen { driver: firecracker(settings)?, why: as_set }),
+        DriverChoice::Auto => measured(settings),
+    }
+}
+
+/// Our own where KVM is real; where it is not, or our own is not there, QEMU, which can do without.
+fn measured(settings: &Settings) -> Result<Chosen, Problem> {
+    let (real, measured) = usable();
+    if !real {
+        let why = format!("since the embedded VMM needs a real KVM ({measured})");
+        return Ok(Chosen { driver: qemu(settings)?, why });
+    }
+    match embedded(settings) {
+        Ok(driver) => Ok(Chosen { driver, why: format!("since KVM is real ({measured})") }),
+        Err(problem) => {
+            tracing::warn!(%problem, "the embedded VMM cannot be used");
+            let why = format!("since the embedded VMM cannot be used ({})", problem.what);
+            Ok(Chosen { driver: qemu(settings)?, why })
+        }
+    }
+}
+
+fn embedded(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
+    let program = settings.vmm.clone().unwrap_or_else(beside_us);
+    Ok(Arc::new(EmbeddedDriver::new(EmbeddedSettings::new(&settings.guest_dir, program))?))
+}
+
+fn beside_us() -> PathBuf {
+    const NAME: &str = "cloudpal-vmm";
+    std::env::current_exe().map_or_else(|_| NAME.into(), |daemon| daemon.with_file_name(NAME))
+}
+
+fn qemu(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
+    let accel = match settings.accel {
+        AccelChoice::Auto => Accel::Auto,
+        AccelChoice::Tcg => Accel::Tcg,
+        AccelChoice::Kvm => Accel::Kvm,
+    };
+    let first_uid = Some(settings.first_vmm_uid);
+    let settings = QemuSettings { accel, first_uid, ..QemuSettings::new(&settings.guest_dir) };
+    Ok(Arc::new(QemuDriver::new(settings)?))
+}
+
+fn firecracker(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
+    let own = FirecrackerSettings {
+        guest_dir: settings.guest_dir.clone(),
+        binary: settings.firecracker.clone(),
+        first_uid: Some(settings.first_vmm_uid),
+    };
+    Ok(Arc::new(FirecrackerDriver::new(own)?))
+}

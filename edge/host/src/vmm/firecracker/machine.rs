@@ -1,0 +1,187 @@
+//! A running machine: its sleep, and what every driver's machine does.
+//!
+//! Invariant: a sleep ends in one of two states only: the VMM is gone and a good snapshot has its name, or the guest
+//! runs on and no snapshot is left.
+
+use super::{
+    super::{
+        control::Control,
+        process::Process,
+        running::{LastWords, Running},
+        snapshot::{self, Draft, Identity, Verify},
+        start::{blocking_io, fault},
+    },
+    api::Api,
+    log::Log,
+    relay::Relay,
+    start::NEXT,
+};
+use async_trait::async_trait;
+use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
+use cloudpal_model::Problem;
+use serde_json::{Value, json};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+const SAVE_PATIENCE: Duration = Duration::from_secs(300);
+const PAUSE_PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Machine {
+    running: Running,
+    identity: Identity,
+    api: Api,
+    relay: Arc<Relay>,
+    _log: Log,
+}
+
+/// Why a draft was not published.
+enum Unfinished {
+    NotIdle,
+    Failed(Problem),
+}
+
+impl From<Problem> for Unfinished {
+    fn from(problem: Problem) -> Self {
+        Unfinished::Failed(problem)
+    }
+}
+
+type StillIdle<'a> = &'a (dyn Fn() -> bool + Send + Sync);
+
+impl Machine {
+    pub fn new(
+        spec: &MachineSpec,
+        identity: Identity,
+        process: Arc<Process>,
+        control: Option<Control>,
+        api: Api,
+        relay: Relay,
+        log: Log,
+    ) -> Arc<Machine> {
+        let running = Running::new(spec.clone(), process, control, LastWords::default());
+        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log })
+    }
+
+    fn spec(&self) -> &MachineSpec {
+        &self.running.spec
+    }
+
+    async fn state(&self, state: &str) -> Result<(), Problem> {
+        self.api.patch("/vm", &json!({ "state": state }), PAUSE_PATIENCE).await
+    }
+
+    /// From the running guest to a described draft. The guest may be paused when this returns.
+    async fn save(&self, draft: Arc<Draft>, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
+        let relay = self.relay.clone();
+        blocking_io("pausing the packets", move || {
+            relay.pause();
+            Ok(())
+        })
+        .await?;
+        self.state("Paused").await?;
+        let relay = self.relay.clone();
+        let waiting = blocking_io("the packets on their way", move || {
+            relay.drain();
+            relay.waiting()
+        });
+        // What Firecracker was given and the guest has not would be lost.
+        if waiting.await? > 0 {
+            return Err(Unfinished::NotIdle);
+        }
+        idle(still_idle)?;
+        let [memory, state] = NEXT;
+        let save: Value = json!({ "snapshot_type": "Full", "mem_file_path": memory, "snapshot_path": state });
+        self.api.put("/snapshot/create", &save, SAVE_PATIENCE).await?;
+        idle(still_idle)?;
+        let (spec, identity) = (self.spec().clone(), self.identity.clone());
+        blocking_io("the snapshot", move || {
+            for (name, from) in ["memory", "state"].into_iter().zip(NEXT) {
+                draft.link(name, &spec.dir.join(from))?;
+            }
+            let files = [("memory", Verify::Content), ("state", Verify::Content)];
+            draft.complete(&spec, &identity, &files, &())
+        })
+        .await?;
+        idle(still_idle)
+    }
+
+    /// Runs on.
+    async fn go_on(&self) -> Result<(), Problem> {
+        let resumed = self.state("Resumed").await;
+        self.relay.start();
+        resumed
+    }
+}
+
+#[async_trait]
+impl Vm for Machine {
+    async fn sleep(&self, still_idle: StillIdle<'_>) -> Result<SleepOutcome, Problem> {
+        let _turn = self.running.turn.lock().await;
+        self.running.prepare_sleep().await?;
+        if !still_idle() {
+            return Ok(SleepOutcome::Cancelled);
+        }
+        let dir = self.spec().dir.clone();
+        let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
+        let saved = self.save(draft.clone(), still_idle).await;
+        let draft = Arc::into_inner(draft).ok_or_else(|| fault("the snapshot is still being written"))?;
+        if let Err(unfinished) = saved {
+            draft.discard();
+            let went_on = self.go_on().await;
+            return match unfinished {
+                Unfinished::NotIdle => went_on.map(|()| SleepOutcome::Cancelled),
+                Unfinished::Failed(problem) => Err(problem),
+            };
+        }
+        let dir = self.spec().dir.clone();
+        if let Err(problem) = blocking_io("the snapshot", move || draft.publish()).await {
+            // Whether it has its name now is not known: it must not, since the machine runs on.
+            let dir = self.spec().dir.clone();
+            blocking_io("the snapshot", move || snapshot::discard(&dir)).await?;
+            self.go_on().await?;
+            return Err(problem);
+        }
+        self.running.fell_asleep().await;
+        blocking_io("the snapshot", move || give_back(&dir)).await?;
+        Ok(SleepOutcome::Asleep)
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<(), Problem> {
+        self.running.stop(grace).await;
+        Ok(())
+    }
+
+    async fn kill(&self) {
+        self.running.kill().await;
+    }
+
+    async fn exited(&self) -> Exit {
+        self.running.exited().await
+    }
+
+    async fn exec(&self, argv: Vec<String>) -> Result<ExecOutput, Problem> {
+        self.running.exec(argv).await
+    }
+
+    fn usage(&self) -> Usage {
+        self.running.usage()
+    }
+
+    fn pid(&self) -> u32 {
+        self.running.process.pid()
+    }
+}
+
+/// The VMM is gone: its user may only read what it wrote.
+fn give_back(dir: &Path) -> io::Result<()> {
+    for (name, next) in ["memory", "state"].into_iter().zip(NEXT) {
+        let path = snapshot::path(dir).join(name);
+        std::os::unix::fs::lchown(&path, Some(0), Some(0))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
+        fs::remove_file(dir.join(next))?;
+    }
+    Ok(())
+}
+
+fn idle(still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
+    if still_idle() { Ok(()) } else { Err(Unfinished::NotIdle) }
+}

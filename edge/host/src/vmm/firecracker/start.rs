@@ -1,0 +1,343 @@
+//! Boot, wake and adopt: from a specification to a running machine.
+//!
+//! Invariants:
+//! - Only what is wrong with a snapshot refuses it. What is wrong with the host leaves it as it is.
+//! - The files of the next snapshot are the daemon's, made before the VMM starts: it can fill them and nothing else.
+
+use super::{
+    super::{
+        accelerator::Accelerator,
+        control::Control,
+        disk,
+        process::{Guard, Launch, Lock, Note, Process},
+        snapshot,
+        start::{self, ANSWER_PATIENCE, GUEST_PATIENCE, blocking, blocking_io, fault, sockets_dir},
+    },
+    FirecrackerDriver, STARTED,
+    api::Api,
+    log::{self, Log},
+    machine::Machine,
+    relay::{DEVICE, Relay},
+};
+use cloudpal_compute::driver::{MachineSpec, WakeError};
+use cloudpal_model::Problem;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::fs::{PermissionsExt, fchown, symlink},
+    },
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const API: &str = "api.sock";
+pub const VSOCK: &str = "v.sock";
+/// Where the VMM finds what it is to fill at the next sleep, in its own directory and in the machine's.
+pub const NEXT: [&str; 2] = ["next.memory", "next.state"];
+
+const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k random.trust_cpu=on audit=0 lsm= \
+    8250.nr_uarts=1 i8042.noaux i8042.nokbd cryptomgr.notests";
+
+pub struct Start<'a> {
+    pub driver: &'a FirecrackerDriver,
+    pub spec: &'a MachineSpec,
+}
+
+/// A VMM that runs and has a way for packets.
+struct Started {
+    guard: Guard,
+    api: Api,
+    relay: Relay,
+    log: Log,
+}
+
+impl Start<'_> {
+    pub async fn boot(&self, tap: OwnedFd) -> Result<Arc<Machine>, Problem> {
+        start::prepare(self.spec)?;
+        let lock = start::lock(self.spec).await?;
+        let booted = self.boot_locked(lock, tap).await;
+        start::settle(self.spec, booted).await
+    }
+
+    pub async fn wake(&self, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
+        start::prepare(self.spec).map_err(WakeError::Failed)?;
+        let lock = start::lock(self.spec).await.map_err(WakeError::Failed)?;
+        let woken = self.wake_locked(lock, tap).await;
+        start::settle(self.spec, woken).await
+    }
+
+    async fn boot_locked(&self, lock: Lock, tap: OwnedFd) -> Result<Arc<Machine>, Problem> {
+        let (dir, disk_mib) = (self.spec.dir.clone(), self.spec.disk_mib);
+        blocking_io("removing the old snapshot", move || snapshot::discard(&dir)).await?;
+        let dir = self.spec.dir.clone();
+        blocking(move || disk::ensure(&dir, disk_mib)).await??;
+        let started = self.spawn(lock, tap, None).await?;
+        let control = match self.bring_up(&started).await {
+            Ok(control) => control,
+            Err(problem) => {
+                return Err(start::explain_death(self.spec, started.guard.process(), problem).await);
+            }
+        };
+        self.finish(started, control)
+    }
+
+    async fn bring_up(&self, started: &Started) -> Result<Option<Control>, Problem> {
+        for (path, body) in self.configuration() {
+            started.api.put(&path, &body, ANSWER_PATIENCE).await?;
+        }
+        let go = json!({ "action_type": "InstanceStart" });
+        started.api.put("/actions", &go, ANSWER_PATIENCE).await?;
+        if self.spec.unikernel.is_some() {
+            return Ok(None);
+        }
+        let process = started.guard.process();
+        let control =
+            start::connect(self.spec, process, VSOCK, GUEST_PATIENCE, Control::connect_vsock).await?;
+        start::bring_up(self.spec, &control).await?;
+        Ok(Some(control))
+    }
+
+    fn configuration(&self) -> Vec<(String, Value)> {
+        let spec = self.spec;
+        let mut source = json!({ "kernel_image_path": "kernel", "boot_args": KERNEL_PARAMETERS });
+        let (mut has_initrd, mut has_root) = (true, true);
+        if let Some(own) = &spec.unikernel {
+            source["boot_args"] = json!(own.command_line);
+            (has_initrd, has_root) = (own.initrd.is_some(), own.disk.is_some());
+        }
+        if has_initrd {
+            source["initrd_path"] = json!("initrd");
+        }
+        let drive = |name: &str, read_only: bool| {
+            let body = json!({ "drive_id": name, "path_on_host": name, "is_root_device": false,
+                "is_read_only": read_only, "cache_type": if read_only { "Unsafe" } else { "Writeback" } });
+            (format!("/drives/{name}"), body)
+        };
+        let machine = json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib });
+        let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
+        let network = json!({ "iface_id": "eth0", "guest_mac": mac, "host_dev_name": DEVICE });
+        let mut all = vec![
+            ("/machine-config".to_owned(), machine),
+            ("/boot-source".into(), source),
+            ("/serial".into(), json!({ "serial_out_path": "console" })),
+        ];
+        if has_root {
+            all.push(drive("root", true));
+        }
+        all.push(drive("disk", false));
+        all.push(("/network-interfaces/eth0".into(), network));
+        if spec.unikernel.is_none() {
+            all.push(("/vsock".into(), json!({ "guest_cid": 3, "uds_path": VSOCK })));
+        }
+        all.push(("/entropy".into(), json!({})));
+        all
+    }
+
+    async fn wake_locked(&self, lock: Lock, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
+        let spec = self.spec;
+        let (owned, identity) = (spec.clone(), self.driver.identity(spec));
+        let opened =
+            blocking(move || snapshot::open(&owned, &identity)).await.map_err(WakeError::Failed)??;
+        let files = [opened.file("memory")?, opened.file("state")?];
+        let started = self.spawn(lock, tap, Some(&files)).await.map_err(WakeError::Failed)?;
+        let load = json!({
+            "snapshot_path": "state",
+            "mem_backend": { "backend_type": "File", "backend_path": "memory" },
+            "network_overrides": [{ "iface_id": "eth0", "host_dev_name": DEVICE }],
+            "resume_vm": false,
+        });
+        if let Err(problem) = started.api.put("/snapshot/load", &load, ANSWER_PATIENCE).await {
+            let problem = start::explain_death(spec, started.guard.process(), problem).await;
+            return Err(WakeError::SnapshotRefused { why: problem.what });
+        }
+        let dir = spec.dir.clone();
+        let taken = blocking_io("waking", move || snapshot::take(&dir)).await;
+        taken.map_err(WakeError::Failed)?;
+        let control = self.resume(&started).await.map_err(WakeError::Failed)?;
+        let machine = self.finish(started, control).map_err(WakeError::Failed)?;
+        let dir = spec.dir.clone();
+        tokio::task::spawn_blocking(move || snapshot::remove_consumed(&dir));
+        Ok(machine)
+    }
+
+    /// Lets it run and makes clock and random generator fresh. The guest closes every connection when it hears that it
+    /// was restored, perhaps also one that was just made: then another is made.
+    async fn resume(&self, started: &Started) -> Result<Option<Control>, Problem> {
+        started.api.patch("/vm", &json!({ "state": "Resumed" }), ANSWER_PATIENCE).await?;
+        if self.spec.unikernel.is_some() {
+            return Ok(None);
+        }
+        let begun = Instant::now();
+        loop {
+            let process = started.guard.process();
+            let control =
+                start::connect(self.spec, process, VSOCK, ANSWER_PATIENCE, Control::connect_vsock).await?;
+            let fresh = start::refresh(&control, ANSWER_PATIENCE);
+            match fresh.await {
+                Ok(()) => return Ok(Some(control)),
+                Err(problem) if begun.elapsed() > ANSWER_PATIENCE => return Err(problem),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Lets the packets in: from here on the machine is whole.
+    fn finish(&self, started: Started, control: Option<Control>) -> Result<Arc<Machine>, Problem> {
+        let marker = self.spec.run_dir.join(STARTED);
+        fs::write(&marker, "").map_err(|error| Problem::io(marker.display(), &error))?;
+        started.relay.start();
+        let Started { guard, api, relay, log } = started;
+        let identity = self.driver.identity(self.spec);
+        Ok(Machine::new(self.spec, identity, guard.release(), control, api, relay, log))
+    }
+
+    pub async fn adopt(&self) -> Result<Option<(Arc<Machine>, OwnedFd)>, Problem> {
+        let spec = self.spec;
+        if !spec.run_dir.is_dir() || Lock::take(&spec.run_dir)?.is_some() {
+            return Ok(None);
+        }
+        let lost = || fault(&format!("a VMM holds {}/vmm.lock, but it is not found", spec.run_dir.display()));
+        let note = Note::read(&spec.run_dir).ok_or_else(lost)?;
+        let Some(process) = Process::find(&spec.run_dir, note.lock_fd) else {
+            // It may have ended at this very moment.
+            return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
+        };
+        if !spec.run_dir.join(STARTED).exists() {
+            // It was in the middle of a boot or a wake; what it was told is not known. It starts anew.
+            process.signal(Signal::KILL);
+            process.ended().await;
+            return Ok(None);
+        }
+        let tap = process.descriptor(note.tap_fd)?;
+        // It runs on: a snapshot that it was writing, or had just written, must never be woken.
+        let dir = spec.dir.clone();
+        blocking_io("removing a snapshot", move || snapshot::discard(&dir)).await?;
+        let api = Api::at(&sockets_dir(spec).join(API));
+        api.patch("/vm", &json!({ "state": "Resumed" }), ANSWER_PATIENCE).await?;
+        let user = start::user(self.driver.settings.first_uid, spec, Accelerator::Kvm)?.map(|(uid, _)| uid);
+        let to_relay = tap.try_clone().map_err(|error| Problem::io("the machine's TAP", &error))?;
+        let relay = Relay::open(process.pid(), user, to_relay)?;
+        let log = log::listen(spec, user)?;
+        let control = match &spec.unikernel {
+            Some(_) => None,
+            None => {
+                Some(start::connect(spec, &process, VSOCK, ANSWER_PATIENCE, Control::connect_vsock).await?)
+            }
+        };
+        relay.start();
+        let machine = Machine::new(spec, note.identity, Arc::new(process), control, api, relay, log);
+        Ok(Some((machine, tap)))
+    }
+
+    /// Starts Firecracker, without a machine yet. `asleep`: the memory and the state that it is to load.
+    async fn spawn(&self, lock: Lock, tap: OwnedFd, asleep: Option<&[File; 2]>) -> Result<Started, Problem> {
+        let (driver, spec) = (self.driver, self.spec);
+        for name in [STARTED, "vmm.pid", "console.log"] {
+            drop(fs::remove_file(spec.run_dir.join(name)));
+        }
+        let user = start::user(driver.settings.first_uid, spec, Accelerator::Kvm)?;
+        let uid = user.map(|(uid, _)| uid);
+        start::own_sockets_dir(spec, user)?;
+        let files = self.files(uid, asleep)?;
+        let note = Note {
+            lock_fd: lock.as_raw_fd(),
+            tap_fd: tap.as_raw_fd(),
+            memory_fd: None,
+            identity: driver.identity(spec),
+        };
+        note.write(&spec.run_dir)?;
+        let mut inherited: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        inherited.extend([note.lock_fd, note.tap_fd]);
+        let log = log::listen(spec, uid)?;
+        let mut command = Command::new(&driver.settings.binary);
+        command.current_dir(sockets_dir(spec)).args(["--api-sock", API, "--id", &spec.id.to_string()]);
+        let errors = spec.run_dir.join("vmm.log");
+        let process = Launch { command, errors: &errors, user, inherited: &inherited }.start()?;
+        let guard = Guard::new(process);
+        guard.process().note(&spec.run_dir)?;
+        // From here on the VMM alone holds the lock.
+        drop(lock);
+        let relay = Relay::open(guard.process().pid(), uid, tap)?;
+        let api = Api::at(&sockets_dir(spec).join(API));
+        self.reach(&api, guard.process()).await?;
+        Ok(Started { guard, api, relay, log })
+    }
+
+    async fn reach(&self, api: &Api, process: &Process) -> Result<(), Problem> {
+        let start = Instant::now();
+        while !api.answers().await {
+            let pause = Duration::from_millis(1);
+            if let Ok(end) = tokio::time::timeout(pause, process.ended()).await {
+                let said = super::super::logs::tail(&self.spec.run_dir.join("vmm.log"));
+                return Err(fault(&format!("{end} at its start: {said}")));
+            }
+            if start.elapsed() > ANSWER_PATIENCE {
+                return Err(fault("Firecracker does not answer"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what the VMM works on, and names it in the VMM's directory.
+    fn files(&self, uid: Option<u32>, asleep: Option<&[File; 2]>) -> Result<Vec<File>, Problem> {
+        let (spec, guest_dir) = (self.spec, &self.driver.settings.guest_dir);
+        let mut files = Vec::new();
+        let mut add = |name: &str, path: &Path, options: &mut OpenOptions, owned: bool| {
+            let opened = options.open(path).and_then(|file| {
+                if owned {
+                    fchown(&file, uid, None)?;
+                }
+                named(spec, name, &file)?;
+                files.push(file);
+                Ok(())
+            });
+            opened.map_err(|error: io::Error| Problem::io(path.display(), &error))
+        };
+        let mut read = OpenOptions::new();
+        read.read(true);
+        match &spec.unikernel {
+            Some(own) => {
+                add("kernel", &own.kernel, &mut read, false)?;
+                if let Some(initrd) = &own.initrd {
+                    add("initrd", initrd, &mut read, false)?;
+                }
+                if let Some(disk) = &own.disk {
+                    add("root", disk, &mut read, false)?;
+                }
+            }
+            None => {
+                add("kernel", &guest_dir.join("vmlinuz"), &mut read, false)?;
+                add("initrd", &guest_dir.join("initramfs.img"), &mut read, false)?;
+                add("root", &spec.rootfs, &mut read, false)?;
+            }
+        }
+        let mut change = OpenOptions::new();
+        change.read(true).write(true);
+        add("disk", &spec.dir.join("disk.img"), &mut change, true)?;
+        add("console", &spec.run_dir.join("console.log"), change.clone().create(true), true)?;
+        for name in NEXT {
+            drop(fs::remove_file(spec.dir.join(name)));
+            add(name, &spec.dir.join(name), change.clone().create_new(true), true)?;
+        }
+        for (name, file) in ["memory", "state"].into_iter().zip(asleep.into_iter().flatten()) {
+            let copy = file.try_clone().and_then(|file| {
+                // Whoever wrote it can no more: it is read only from now on.
+                file.set_permissions(fs::Permissions::from_mode(0o444))?;
+                named(spec, name, &file).map(|()| file)
+            });
+            files.push(copy.map_err(|error| Problem::io("the snapshot", &error))?);
+        }
+        Ok(files)
+    }
+}
+
+/// A link in the VMM's directory, made before the VMM is, to its own descriptor of that number.
+fn named(spec: &MachineSpec, name: &str, file: &File) -> io::Result<()> {
+    symlink(format!("/proc/self/fd/{}", file.as_raw_fd()), sockets_dir(spec).join(name))
+}

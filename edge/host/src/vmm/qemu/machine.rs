@@ -1,0 +1,181 @@
+//! A running machine: falling asleep; the rest is as with every driver.
+//!
+//! Invariant: a sleep ends in one of two states only: the VMM is gone and a good snapshot has its name, or the guest
+//! runs on and no snapshot is left. Every way out of the middle thaws the VMM.
+
+use super::{
+    super::{
+        control::Control,
+        process::Process,
+        running::Running,
+        snapshot::{self, Draft, Identity, Verify},
+        start::{blocking, blocking_io},
+    },
+    memory::{self, Save},
+    qmp::Qmp,
+    start::{migrated, set_migration},
+};
+use async_trait::async_trait;
+use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
+use cloudpal_model::Problem;
+use serde_json::json;
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Blocks of memory between two looks at the TAP: 8 MiB.
+const BLOCKS_PER_STEP: usize = 32;
+
+pub struct Machine {
+    running: Running,
+    identity: Identity,
+    qmp: Qmp,
+    memory: OwnedFd,
+}
+
+/// Why a draft was not published.
+enum Unfinished {
+    NotIdle,
+    Failed(Problem),
+}
+
+impl From<Problem> for Unfinished {
+    fn from(problem: Problem) -> Self {
+        Unfinished::Failed(problem)
+    }
+}
+
+impl Machine {
+    pub fn new(
+        spec: MachineSpec,
+        identity: Identity,
+        process: Arc<Process>,
+        qmp: Qmp,
+        control: Control,
+        memory: OwnedFd,
+    ) -> Arc<Machine> {
+        let running = Running::new(spec, process, Some(control), qmp.last_words());
+        Arc::new(Machine { running, identity, qmp, memory })
+    }
+
+    /// Steps 2 to 5 of a sleep. The VMM may be frozen when this returns.
+    async fn save(
+        &self,
+        draft: &Arc<Draft>,
+        still_idle: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<(), Unfinished> {
+        self.qmp.ask("stop", json!({})).await?;
+        let state = memory::create("cloudpal-state", 0).map_err(|error| failed(&error))?;
+        set_migration(&self.qmp).await?;
+        self.qmp.give("state", state.as_fd()).await?;
+        self.qmp.ask("migrate", json!({ "uri": "fd:state" })).await?;
+        migrated(&self.qmp).await?;
+        self.running.freeze().await?;
+        idle(still_idle)?;
+        let file = draft.create("memory").map_err(|error| failed(&error))?;
+        let memory = self.memory.try_clone().map_err(|error| failed(&error))?;
+        let save = Save::new(memory, file).map_err(|error| failed(&error))?;
+        let save = self.copy(save, still_idle).await?;
+        let (spec, identity, draft) = (self.running.spec.clone(), self.identity.clone(), draft.clone());
+        blocking_io("the snapshot", move || {
+            let mut state = state;
+            io::Seek::rewind(&mut state)?;
+            io::copy(&mut state, &mut draft.create("state")?)?;
+            let files = [("memory", Verify::Length), ("state", Verify::Content)];
+            draft.complete(&spec, &identity, &files, &save.blocks)
+        })
+        .await?;
+        idle(still_idle)
+    }
+
+    async fn copy(
+        &self,
+        mut save: Save,
+        still_idle: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Result<Save, Unfinished> {
+        loop {
+            let step = move || save.step(BLOCKS_PER_STEP).map(|more| (save, more));
+            let (back, more) = blocking_io("the snapshot", step).await?;
+            save = back;
+            if !more {
+                return Ok(save);
+            }
+            idle(still_idle)?;
+        }
+    }
+
+    /// Runs on, with every packet that it had taken.
+    async fn thaw(&self) -> Result<(), Problem> {
+        self.running.unfreeze();
+        self.qmp.ask("cont", json!({})).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl Vm for Machine {
+    async fn sleep(&self, still_idle: &(dyn Fn() -> bool + Send + Sync)) -> Result<SleepOutcome, Problem> {
+        let _turn = self.running.turn.lock().await;
+        self.running.prepare_sleep().await?;
+        if !still_idle() {
+            return Ok(SleepOutcome::Cancelled);
+        }
+        let dir = self.running.spec.dir.clone();
+        let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
+        match self.save(&draft, still_idle).await {
+            Ok(()) => {}
+            Err(unfinished) => {
+                let thawed = self.thaw().await;
+                blocking(move || draft.discard()).await?;
+                return match unfinished {
+                    Unfinished::NotIdle => thawed.map(|()| SleepOutcome::Cancelled),
+                    Unfinished::Failed(problem) => Err(problem),
+                };
+            }
+        }
+        if let Err(problem) = blocking_io("the snapshot", move || draft.publish()).await {
+            // Whether it has its name now is not known: it must not, since the machine runs on.
+            let dir = self.running.spec.dir.clone();
+            blocking_io("removing the new snapshot", move || snapshot::discard(&dir)).await?;
+            self.thaw().await?;
+            return Err(problem);
+        }
+        self.running.fell_asleep().await;
+        Ok(SleepOutcome::Asleep)
+    }
+
+    async fn stop(&self, grace: Duration) -> Result<(), Problem> {
+        self.running.stop(grace).await;
+        Ok(())
+    }
+
+    async fn kill(&self) {
+        self.running.kill().await;
+    }
+
+    async fn exited(&self) -> Exit {
+        self.running.exited().await
+    }
+
+    async fn exec(&self, argv: Vec<String>) -> Result<ExecOutput, Problem> {
+        self.running.exec(argv).await
+    }
+
+    fn usage(&self) -> Usage {
+        self.running.usage()
+    }
+
+    fn pid(&self) -> u32 {
+        self.running.process.pid()
+    }
+}
+
+fn idle(still_idle: &(dyn Fn() -> bool + Send + Sync)) -> Result<(), Unfinished> {
+    if still_idle() { Ok(()) } else { Err(Unfinished::NotIdle) }
+}
+
+fn failed(error: &io::Error) -> Problem {
+    Problem::io("the snapshot", error)
+}
