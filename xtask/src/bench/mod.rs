@@ -4,7 +4,7 @@
 //! machine in the same run, and the accelerator is named.
 
 mod plain_vmm;
-mod table;
+pub mod table;
 mod vmm;
 
 use crate::{

@@ -65,9 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut job = Job::begin()?;
     job.add_build()?;
     job.add_tests(&SUITES)?;
-    if let Some(firecracker) = &options.brought.firecracker {
-        job.add_program(firecracker, "firecracker")?;
-    }
+    job.add_brought(&options.brought)?;
     let mut parts = parts(&options.brought);
     let wanted = |part: &Part| options.only.iter().any(|only| part.name.contains(only.as_str()));
     parts.retain(|part| options.only.is_empty() || wanted(part));

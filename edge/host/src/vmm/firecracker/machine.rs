@@ -13,6 +13,7 @@ use super::{
     },
     api::Api,
     log::Log,
+    memory,
     relay::Relay,
     start::NEXT,
 };
@@ -20,7 +21,14 @@ use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
 use cloudpal_model::Problem;
 use serde_json::{Value, json};
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 const PAUSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -97,8 +105,11 @@ impl Machine {
             for (name, from) in ["memory", "state"].into_iter().zip(NEXT) {
                 draft.link(name, &spec.dir.join(from))?;
             }
-            let files = [("memory", Verify::Content), ("state", Verify::Content)];
-            draft.complete(&spec, &identity, &files, &())
+            // By way of the daemon's own name for it.
+            let memory = File::options().read(true).write(true).open(spec.dir.join(NEXT[0]))?;
+            let blocks = memory::survey(&memory)?;
+            let files = [("memory", Verify::Length), ("state", Verify::Content)];
+            draft.complete(&spec, &identity, &files, &blocks)
         })
         .await?;
         idle(still_idle)

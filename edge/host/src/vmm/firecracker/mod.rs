@@ -14,6 +14,7 @@
 mod api;
 mod log;
 mod machine;
+mod memory;
 mod relay;
 mod start;
 
@@ -43,6 +44,8 @@ pub struct FirecrackerSettings {
     pub binary: PathBuf,
     /// Each VMM runs as a user of its own: this plus the machine's number. `None`: as the daemon.
     pub first_uid: Option<u32>,
+    /// Whether each wake reads the whole memory file to see that it is undamaged. Firecracker itself does not.
+    pub verify_memory: bool,
 }
 
 pub struct FirecrackerDriver {

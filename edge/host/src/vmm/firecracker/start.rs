@@ -17,6 +17,7 @@ use super::{
     api::Api,
     log::{self, Log},
     machine::Machine,
+    memory::{self, Block},
     relay::{DEVICE, Relay},
 };
 use cloudpal_compute::driver::{MachineSpec, WakeError};
@@ -145,6 +146,13 @@ impl Start<'_> {
         let opened =
             blocking(move || snapshot::open(&owned, &identity)).await.map_err(WakeError::Failed)??;
         let files = [opened.file("memory")?, opened.file("state")?];
+        let blocks: Vec<Block> = opened.detail()?;
+        let memory = files[0].try_clone().map_err(|error| snapshot::unreadable("memory", &error))?;
+        let verifies = self.driver.settings.verify_memory;
+        let verified = tokio::task::spawn_blocking(move || match verifies {
+            true => memory::verify(&memory, &blocks),
+            false => Ok(Ok(())),
+        });
         let started = self.spawn(lock, tap, Some(&files)).await.map_err(WakeError::Failed)?;
         let load = json!({
             "snapshot_path": "state",
@@ -156,6 +164,10 @@ impl Start<'_> {
             let problem = start::explain_death(spec, started.guard.process(), problem).await;
             return Err(WakeError::SnapshotRefused { why: problem.what });
         }
+        let verified = verified.await.map_err(|error| WakeError::Failed(fault(&error.to_string())))?;
+        verified
+            .map_err(|error| snapshot::unreadable("memory", &error))?
+            .map_err(|why| WakeError::SnapshotRefused { why })?;
         let dir = spec.dir.clone();
         let taken = blocking_io("waking", move || snapshot::take(&dir)).await;
         taken.map_err(WakeError::Failed)?;
