@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let rounds = options.rounds;
     let script = format!(
-        "CLOUDPAL_BENCH_ROUNDS={rounds} /job/tests/{} --ignored --nocapture --test-threads=1 2>&1\necho \"{END}$?\"\n",
+        "CLOUDPAL_BENCH_ROUNDS={rounds} /job/tests/{} --nocapture --test-threads=1 2>&1\necho \"{END}$?\"\n",
         SUITE.name
     );
     let disk = job.finish(&script)?;

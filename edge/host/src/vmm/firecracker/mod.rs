@@ -1,8 +1,8 @@
 //! The `firecracker` driver: a microVM is a process of the operator's own Firecracker.
 //!
 //! Invariants, beside those of the port ([`cloudpal_compute::driver`]):
-//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a directory of its own, where each name is
-//!   a link to a descriptor that the daemon opened; so the names stay the same and nobody's paths are among them.
+//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a directory of its own, where each name
+//!   is a link to a descriptor that the daemon opened; so the names stay the same and nobody's paths are among them.
 //! - Packets wait in the machine's TAP until the guest is ready for them: see [`relay`].
 //! - A connection to the guest does not outlive a snapshot; each wake makes a new one.
 //! - The file `started` in the run directory says that packets were let in: a machine without it is not adopted.
