@@ -49,7 +49,7 @@ fn parts(brought: &Brought) -> Vec<Part> {
             part(&format!("the tests {}", suite.name), &command)
         })
         .collect();
-    let day = "/job/xtask up --check --built /job/built -- --wireguard kernel";
+    let day = "/job/xtask up --check --rounds 5 --built /job/built -- --wireguard kernel";
     parts.push(part("the owner's day, qemu driver on KVM", &format!("{day} --accel kvm")));
     if brought.firecracker.is_none() {
         let command = Err("no --firecracker");
