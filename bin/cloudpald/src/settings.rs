@@ -42,7 +42,15 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t = WireGuardChoice::Auto)]
     pub wireguard: WireGuardChoice,
 
-    /// What runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
+    /// Which VMM runs the machines.
+    #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
+    pub driver: DriverChoice,
+
+    /// The operator's own Firecracker, for `--driver firecracker`.
+    #[arg(long, value_name = "PROGRAM")]
+    pub firecracker: Option<PathBuf>,
+
+    /// With QEMU, what runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
 
@@ -61,6 +69,14 @@ pub enum WireGuardChoice {
     Auto,
     Kernel,
     Userspace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DriverChoice {
+    /// The best that works here.
+    Auto,
+    Firecracker,
+    Qemu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
