@@ -8,7 +8,7 @@ use crate::{
     machines::Machines,
     networks::Networks,
     sampling,
-    settings::{Settings, WireGuardChoice},
+    settings::{AccelChoice, Settings, WireGuardChoice},
 };
 use cloudpal_compute::driver::{Driver, MachineSpec, Unikernel};
 use cloudpal_control::{
@@ -20,6 +20,7 @@ use cloudpal_host::{
     image::ImageStore,
     net::{NetHost, NetSettings, WireGuardKind},
     store::RedbStore,
+    vmm::{Accel, QemuDriver, QemuSettings},
 };
 use cloudpal_model::{Kind, MachineId, Problem};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -73,7 +74,7 @@ impl Daemon {
         let clock = Clock::start();
         let engine = Engine::open(store, engine_settings(&settings), clock.now())?;
         let images = Arc::new(ImageStore::open(&places.state_dir.join("images"))?);
-        let driver: Arc<dyn Driver> = crate::drivers::choose(&settings)?;
+        let driver: Arc<dyn Driver> = Arc::new(QemuDriver::new(qemu_settings(&settings))?);
         let net = Arc::new(NetHost::start(net_settings(&settings)).await?);
         let tenants: Vec<_> = engine.view().tenants.iter().map(|tenant| tenant.id).collect();
         net.remove_others(&tenants).await?;
@@ -220,6 +221,15 @@ fn engine_settings(settings: &Settings) -> cloudpal_control::engine::Settings {
         endpoint_host: settings.endpoint.clone(),
         first_port: settings.first_port,
     }
+}
+
+fn qemu_settings(settings: &Settings) -> QemuSettings {
+    let accel = match settings.accel {
+        AccelChoice::Auto => Accel::Auto,
+        AccelChoice::Tcg => Accel::Tcg,
+        AccelChoice::Kvm => Accel::Kvm,
+    };
+    QemuSettings { accel, first_uid: Some(settings.first_vmm_uid), ..QemuSettings::new(&settings.guest_dir) }
 }
 
 fn net_settings(settings: &Settings) -> NetSettings {

@@ -4,7 +4,6 @@ mod backend;
 mod brain;
 pub mod daemon;
 mod doctor;
-mod drivers;
 pub mod http;
 mod images;
 mod machines;

@@ -42,15 +42,7 @@ pub struct Settings {
     #[arg(long, value_enum, default_value_t = WireGuardChoice::Auto)]
     pub wireguard: WireGuardChoice,
 
-    /// Which VMM runs the machines.
-    #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
-    pub driver: DriverChoice,
-
-    /// The operator's own Firecracker, for `--driver firecracker`.
-    #[arg(long, value_name = "PROGRAM")]
-    pub firecracker: Option<PathBuf>,
-
-    /// With QEMU, what runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
+    /// What runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
 
@@ -69,14 +61,6 @@ pub enum WireGuardChoice {
     Auto,
     Kernel,
     Userspace,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DriverChoice {
-    /// The best that works here.
-    Auto,
-    Firecracker,
-    Qemu,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
