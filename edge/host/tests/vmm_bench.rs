@@ -38,10 +38,9 @@ fn contenders() -> Vec<Contender> {
         let settings = FirecrackerSettings {
             guest_dir: guest_dir.clone(),
             binary: binary.into(),
-            verify_memory: false,
             first_uid: Some(FIRST_UID),
         };
-        add("firecracker", &|| Box::new(FirecrackerDriver::new(settings.clone()).unwrap()));
+        add("firecracker", &|| Box::new(FirecrackerDriver::new(settings.clone()).unwrap().trusting_memory()));
     }
     let settings =
         QemuSettings { accel: Accel::Kvm, first_uid: Some(FIRST_UID), ..QemuSettings::new(&guest_dir) };

@@ -44,12 +44,11 @@ pub struct FirecrackerSettings {
     pub binary: PathBuf,
     /// Each VMM runs as a user of its own: this plus the machine's number. `None`: as the daemon.
     pub first_uid: Option<u32>,
-    /// Whether each wake reads the whole memory file to see that it is undamaged. Firecracker itself does not.
-    pub verify_memory: bool,
 }
 
 pub struct FirecrackerDriver {
     settings: FirecrackerSettings,
+    verifies_memory: bool,
     version: String,
     cpu: String,
     explanation: String,
@@ -73,7 +72,12 @@ impl FirecrackerDriver {
             return Err(Problem::new(Kind::HostLacks, what, "choose the qemu driver here"));
         }
         let explanation = format!("Firecracker {version}, {why}");
-        Ok(FirecrackerDriver { settings, version, cpu: cpu(), explanation })
+        Ok(FirecrackerDriver { settings, verifies_memory: true, version, cpu: cpu(), explanation })
+    }
+
+    /// A wake then does not read the whole memory file to see that it is undamaged: Firecracker itself does not either.
+    pub fn trusting_memory(self) -> FirecrackerDriver {
+        FirecrackerDriver { verifies_memory: false, ..self }
     }
 
     fn identity(&self, spec: &MachineSpec) -> Identity {

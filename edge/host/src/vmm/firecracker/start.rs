@@ -148,7 +148,7 @@ impl Start<'_> {
         let files = [opened.file("memory")?, opened.file("state")?];
         let blocks: Vec<Block> = opened.detail()?;
         let memory = files[0].try_clone().map_err(|error| snapshot::unreadable("memory", &error))?;
-        let verifies = self.driver.settings.verify_memory;
+        let verifies = self.driver.verifies_memory;
         let verified = tokio::task::spawn_blocking(move || match verifies {
             true => memory::verify(&memory, &blocks),
             false => Ok(Ok(())),
