@@ -5,6 +5,7 @@
 
 use super::{
     super::{
+        cgroup::Group,
         control::Control,
         process::Process,
         running::{LastWords, Running},
@@ -39,6 +40,7 @@ pub struct Machine {
     api: Api,
     relay: Arc<Relay>,
     _log: Log,
+    _group: Option<Group>,
 }
 
 /// Why a draft was not published.
@@ -63,10 +65,10 @@ impl Machine {
         control: Option<Control>,
         api: Api,
         relay: Relay,
-        log: Log,
+        (log, group): (Log, Option<Group>),
     ) -> Arc<Machine> {
         let running = Running::new(spec.clone(), process, control, LastWords::default());
-        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log })
+        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log, _group: group })
     }
 
     fn spec(&self) -> &MachineSpec {

@@ -20,6 +20,7 @@ mod start;
 
 use super::{
     accelerator::{self, Accelerator},
+    cgroup::Cgroups,
     snapshot::{self, Identity},
 };
 use async_trait::async_trait;
@@ -52,6 +53,7 @@ pub struct FirecrackerDriver {
     version: String,
     cpu: String,
     explanation: String,
+    cgroups: Cgroups,
 }
 
 impl FirecrackerDriver {
@@ -71,8 +73,10 @@ impl FirecrackerDriver {
             let what = format!("Firecracker runs on KVM only: {why}");
             return Err(Problem::new(Kind::HostLacks, what, "choose the qemu driver here"));
         }
-        let explanation = format!("Firecracker {version}, {why}");
-        Ok(FirecrackerDriver { settings, verifies_memory: true, version, cpu: cpu(), explanation })
+        let cgroups = Cgroups::find();
+        cgroups.sweep();
+        let explanation = format!("Firecracker {version}, {why}; {}", cgroups.explain());
+        Ok(FirecrackerDriver { settings, verifies_memory: true, version, cpu: cpu(), explanation, cgroups })
     }
 
     /// A wake then does not read the whole memory file to see that it is undamaged: Firecracker itself does not either.

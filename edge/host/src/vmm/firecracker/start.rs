@@ -7,6 +7,7 @@
 use super::{
     super::{
         accelerator::Accelerator,
+        cgroup::{Group, Limits},
         control::Control,
         disk,
         process::{Guard, Launch, Lock, Note, Process},
@@ -37,6 +38,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Firecracker's own memory, page tables, and the kernel's part of KVM.
+const OVERHEAD_MIB: u32 = 64;
+const THREADS: u32 = 16;
 const API: &str = "api.sock";
 pub const VSOCK: &str = "v.sock";
 /// Where the VMM finds what it is to fill at the next sleep, in its own directory and in the machine's.
@@ -56,6 +60,7 @@ struct Started {
     api: Api,
     relay: Relay,
     log: Log,
+    group: Option<Group>,
 }
 
 impl Start<'_> {
@@ -204,9 +209,9 @@ impl Start<'_> {
         let marker = self.spec.run_dir.join(STARTED);
         fs::write(&marker, "").map_err(|error| Problem::io(marker.display(), &error))?;
         started.relay.start();
-        let Started { guard, api, relay, log } = started;
+        let Started { guard, api, relay, log, group } = started;
         let identity = self.driver.identity(self.spec);
-        Ok(Machine::new(self.spec, identity, guard.release(), control, api, relay, log))
+        Ok(Machine::new(self.spec, identity, guard.release(), control, api, relay, (log, group)))
     }
 
     pub async fn adopt(&self) -> Result<Option<(Arc<Machine>, OwnedFd)>, Problem> {
@@ -243,7 +248,8 @@ impl Start<'_> {
             }
         };
         relay.start();
-        let machine = Machine::new(spec, note.identity, Arc::new(process), control, api, relay, log);
+        let group = self.driver.cgroups.group_of(process.pid());
+        let machine = Machine::new(spec, note.identity, Arc::new(process), control, api, relay, (log, group));
         Ok(Some((machine, tap)))
     }
 
@@ -273,12 +279,20 @@ impl Start<'_> {
         let process = Launch { command, errors: &errors, user, inherited: &inherited }.start()?;
         let guard = Guard::new(process);
         guard.process().note(&spec.run_dir)?;
+        let limits = Limits {
+            memory_mib: spec.memory_mib,
+            overhead_mib: OVERHEAD_MIB,
+            vcpus: spec.vcpus,
+            threads: THREADS,
+        };
+        let group = driver.cgroups.hold(guard.process().pid(), limits);
+        let group = group.map_err(|error| Problem::io("the VMM's cgroup", &error))?;
         // From here on the VMM alone holds the lock.
         drop(lock);
         let relay = Relay::open(guard.process().pid(), uid, tap)?;
         let api = Api::at(&sockets_dir(spec).join(API));
         self.reach(&api, guard.process()).await?;
-        Ok(Started { guard, api, relay, log })
+        Ok(Started { guard, api, relay, log, group })
     }
 
     async fn reach(&self, api: &Api, process: &Process) -> Result<(), Problem> {
