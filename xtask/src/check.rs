@@ -22,6 +22,24 @@ pub struct Parts {
     image: PathBuf,
 }
 
+/// How the day is played.
+pub struct Play<'a> {
+    /// More arguments of the daemon.
+    pub more: &'a [String],
+    /// How often the app is woken in a row.
+    pub rounds: u32,
+    /// Where to keep the timeline.
+    pub json: Option<&'a Path>,
+    /// Leave the files for a look.
+    pub keep: bool,
+}
+
+impl Default for Play<'_> {
+    fn default() -> Self {
+        Play { more: &[], rounds: 20, json: None, keep: false }
+    }
+}
+
 impl Parts {
     /// Installs, builds and makes what is not there yet.
     pub fn build(profile: Profile) -> Result<Parts> {
@@ -59,15 +77,14 @@ pub fn dawn(parts: Parts, idle: &'static str, more: &[String]) -> Result<Day> {
     };
     let timeline = Timeline::start();
     let daemon = Daemon::start(settings, programs)?;
-    Ok(Day { daemon, world, image, idle, timeline })
+    Ok(Day { daemon, world, image, idle, rounds: 20, timeline })
 }
 
-/// Plays the day. `more`: arguments of the daemon. `json`: where to keep the timeline. `keep`: leave the files for a
-/// look.
-pub fn run(parts: Parts, more: &[String], json: Option<&Path>, keep: bool) -> Result<()> {
+/// Plays the day.
+pub fn run(parts: Parts, play: &Play) -> Result<()> {
     interrupt::hold()?;
-    let mut day = dawn(parts, "1s", more)?;
-    day.world.files.keep = keep;
+    let mut day = dawn(parts, "1s", play.more)?;
+    (day.world.files.keep, day.rounds) = (play.keep, play.rounds);
     println!("\nThe owner's day");
     let played = day.play();
     if played.is_err() {
@@ -75,7 +92,7 @@ pub fn run(parts: Parts, more: &[String], json: Option<&Path>, keep: bool) -> Re
     }
     let timeline = json!({"held": played.is_ok(), "timeline": day.timeline.lines});
     night(day);
-    if let Some(file) = json {
+    if let Some(file) = play.json {
         fs::write(file, serde_json::to_string_pretty(&timeline)? + "\n")
             .with_context(|| format!("cannot write {}", file.display()))?;
     }

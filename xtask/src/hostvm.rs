@@ -6,6 +6,7 @@
 //! Invariants: the host is made from packages alone, read-only, and cached; what a run writes is gone with it; the
 //! run's outcome is the guest's word on each part, and no word is a failure.
 
+mod bench;
 mod image;
 mod job;
 mod machine;
@@ -21,6 +22,8 @@ pub struct Options {
     /// A root shell on the host VM's serial console, with our build in /job; `exit` ends the VM.
     #[arg(long)]
     shell: bool,
+    #[command(flatten)]
+    brought: Brought,
     #[command(subcommand)]
     what: Option<What>,
 }
@@ -29,6 +32,8 @@ pub struct Options {
 enum What {
     /// The network tests, the VMM drivers' tests and the owner's day, with a real KVM and the kernel's WireGuard.
     Test(test::Options),
+    /// The VMMs beside each other on a real KVM: the same kernel, root, app and rounds.
+    Bench(bench::Options),
 }
 
 /// What the operator may bring along.
@@ -41,8 +46,9 @@ pub struct Brought {
 
 pub fn run(options: &Options) -> Result<()> {
     match &options.what {
-        _ if options.shell => shell(),
+        _ if options.shell => shell(&options.brought),
         Some(What::Test(options)) => test::run(options),
+        Some(What::Bench(options)) => bench::run(options),
         None => test(),
     }
 }
@@ -52,12 +58,14 @@ pub fn test() -> Result<()> {
     test::run(&test::Options::default())
 }
 
-fn shell() -> Result<()> {
+fn shell(brought: &Brought) -> Result<()> {
     setup::run(setup::For::Test)?;
     let host = image::build()?;
     let mut job = job::Job::begin()?;
     job.add_build()?;
     job.add_tests(&test::SUITES)?;
+    job.add_tests(&[bench::SUITE])?;
+    job.add_brought(brought)?;
     let script = "cd /root\nsetsid --ctty --wait bash </dev/ttyS0 >/dev/ttyS0 2>&1\n";
     let disk = job.finish(script)?;
     if std::io::stdin().is_terminal() {

@@ -27,7 +27,7 @@ pub fn run(options: &Options) -> Result<()> {
     })?;
     if options.filter.is_empty() {
         parts.try_run("the owner's day", || {
-            check::run(check::Parts::build(Profile::Tests)?, &[], None, false)
+            check::run(check::Parts::build(Profile::Tests)?, &check::Play::default())
         });
         parts.try_run("the same on a host with a real KVM and the kernel's WireGuard", hostvm::test);
     }

@@ -36,6 +36,9 @@ pub struct Options {
     /// With --check: take the programs, the guest and the image from this directory, and build nothing.
     #[arg(long, value_name = "DIR", requires = "check")]
     built: Option<PathBuf>,
+    /// With --check: how often the app is put to sleep and woken in a row.
+    #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// More arguments of cloudpald, after `--`.
     #[arg(last = true, value_name = "ARGUMENT")]
     more: Vec<String>,
@@ -47,7 +50,8 @@ pub fn run(options: &Options) -> Result<()> {
             Some(dir) => check::Parts::built(dir),
             None => check::Parts::build(options.profile.unwrap_or(Profile::Dev))?,
         };
-        return check::run(parts, &options.more, options.json.as_deref(), options.keep);
+        let (json, rounds) = (options.json.as_deref(), options.rounds);
+        return check::run(parts, &check::Play { more: &options.more, rounds, json, keep: options.keep });
     }
     ensure!(nix::unistd::geteuid().is_root(), "networks and machines need root: run it with sudo");
     setup::run(setup::For::Up)?;

@@ -5,7 +5,7 @@
 
 mod data_replication;
 mod plain_vmm;
-mod table;
+pub mod table;
 mod vmm;
 
 use crate::{

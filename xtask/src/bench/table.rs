@@ -38,6 +38,13 @@ impl Row {
         self.at_most(f64::from(target))
     }
 
+    /// The target is the most that the ratio to the peer may be; without a peer there is none.
+    pub fn at_most_of_peer(mut self, target: f64) -> Row {
+        self.target = self.ratio.map(|_| target);
+        self.met = self.ratio.map(|ratio| ratio <= target);
+        self
+    }
+
     pub fn at_most(mut self, target: f64) -> Row {
         self.target = Some(target);
         self.met = Some(self.value <= target);

@@ -49,6 +49,8 @@ pub struct Day {
     pub image: PathBuf,
     /// After how long without packets the app falls asleep.
     pub idle: &'static str,
+    /// How often it is woken in a row.
+    pub rounds: u32,
     pub timeline: Timeline,
 }
 
@@ -58,7 +60,7 @@ const STEPS: [(&str, Step); 10] = [
     ("set up", setting_up::play),
     ("first use", first_use::play),
     ("falling asleep", falling_asleep::play),
-    ("twenty rounds", twenty_rounds::play),
+    ("many rounds", twenty_rounds::play),
     ("other packets", other_packets::play),
     ("packets in the middle of falling asleep", between::play),
     ("kill -9 of the daemon", daemon_killed::play),

@@ -1,17 +1,16 @@
-//! Asleep, one call, and the event is there: twenty times.
+//! Asleep, one call, and the event is there: twenty times, unless fewer are asked for.
 
 use super::{Day, number, percentile, text};
 use anyhow::{Result, ensure};
 use std::time::Duration;
 
-const ROUNDS: u64 = 20;
-
 pub fn play(day: &mut Day) -> Result<()> {
+    let rounds = u64::from(day.rounds);
     let address = day.address("v4")?;
     let before = day.app()?;
     let repeated_before = day.world.phones[0].retransmits()?;
     let (mut connected, mut first_byte) = (Vec::new(), Vec::new());
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         day.wait_asleep()?;
         let reply = day.ask_at(address)?;
         if round == 1 {
@@ -27,7 +26,7 @@ pub fn play(day: &mut Day) -> Result<()> {
     let after = day.app()?;
     ensure!(number(&after, "boots")? == number(&before, "boots")?, "it booted: {}", text(&after, "note")?);
     let wakes = number(&after, "wakes")? - number(&before, "wakes")?;
-    ensure!(wakes == ROUNDS, "{ROUNDS} rounds woke the machine {wakes} times");
+    ensure!(wakes == rounds, "{rounds} rounds woke the machine {wakes} times");
 
     let repeated = day.world.phones[0].retransmits()?.0 - repeated_before.0;
     let explained: u64 = connected.iter().map(|took| repeats_of_one_connect(*took)).sum();
@@ -36,9 +35,17 @@ pub fn play(day: &mut Day) -> Result<()> {
         "the kernel sent {repeated} segments again, {explained} of them for slow wakes"
     );
     let found = format!("one connect() each; TCP segments sent again: {repeated}");
-    day.timeline.held("twenty rounds: packet to first byte, p50", percentile(&first_byte, 50), found);
-    day.timeline.held("twenty rounds: packet to first byte, p99", percentile(&first_byte, 99), "");
-    day.timeline.held("twenty rounds: packet to connection, p50", percentile(&connected, 50), "");
+    day.timeline.held(
+        &format!("{rounds} rounds: packet to first byte, p50"),
+        percentile(&first_byte, 50),
+        found,
+    );
+    day.timeline.held(
+        &format!("{rounds} rounds: packet to first byte, p99"),
+        percentile(&first_byte, 99),
+        "",
+    );
+    day.timeline.held(&format!("{rounds} rounds: packet to connection, p50"), percentile(&connected, 50), "");
     let last_us = number(&after, "last_wake_us")?;
     let ours = Duration::from_micros(last_us);
     day.timeline.held("the last round as the daemon saw it: packet to running", ours, "");

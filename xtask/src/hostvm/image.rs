@@ -42,6 +42,7 @@ exec switch_root /new /job/run
 /// udev.
 pub const PREAMBLE: &str = "#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+[ ! -e /job/firecracker ] || export CLOUDPAL_FIRECRACKER=/job/firecracker
 export CLOUDPAL_TEST_WIREGUARD=kernel CLOUDPAL_GUEST_DIR=/job/built/guest
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -61,6 +62,7 @@ for module in kvm_amd wireguard tun veth nf_tables nft_chain_nat nft_masq nft_ct
     modprobe $module || echo \"hostvm: no module $module\"
 done
 chgrp kvm /dev/kvm && chmod 660 /dev/kvm
+chmod 666 /dev/net/tun
 echo \"hostvm: $(uname -r), $(grep -c ^processor /proc/cpuinfo) CPUs, $(ls /dev/kvm)\"
 ";
 

@@ -7,7 +7,7 @@
 //!   /job/tests/NAME     test programs      /job/test-image   what their guests run
 //! ```
 
-use super::image;
+use super::{Brought, image};
 use crate::{
     guest, paths,
     programs::{self, Profile},
@@ -77,8 +77,11 @@ impl Job {
         Ok(())
     }
 
-    pub fn add_program(&mut self, program: &Path, name: &str) -> Result<()> {
-        self.program_as(program, &self.dir.join(name))
+    pub fn add_brought(&mut self, brought: &Brought) -> Result<()> {
+        match &brought.firecracker {
+            Some(program) => self.program_as(program, &self.dir.join("firecracker")),
+            None => Ok(()),
+        }
     }
 
     fn program(&self, program: &Path, into: &Path) -> Result<()> {

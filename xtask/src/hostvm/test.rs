@@ -49,7 +49,7 @@ fn parts(brought: &Brought) -> Vec<Part> {
             part(&format!("the tests {}", suite.name), &command)
         })
         .collect();
-    let day = "/job/xtask up --check --built /job/built -- --wireguard kernel";
+    let day = "/job/xtask up --check --rounds 5 --built /job/built -- --wireguard kernel";
     parts.push(part("the owner's day, qemu driver on KVM", &format!("{day} --accel kvm")));
     if brought.firecracker.is_none() {
         let command = Err("no --firecracker");
@@ -65,9 +65,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut job = Job::begin()?;
     job.add_build()?;
     job.add_tests(&SUITES)?;
-    if let Some(firecracker) = &options.brought.firecracker {
-        job.add_program(firecracker, "firecracker")?;
-    }
+    job.add_brought(&options.brought)?;
     let mut parts = parts(&options.brought);
     let wanted = |part: &Part| options.only.iter().any(|only| part.name.contains(only.as_str()));
     parts.retain(|part| options.only.is_empty() || wanted(part));

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Longer than any wake or boot under emulation.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// As a calendar client sends it, for the name `ada` and any password.
 const LOGIN: &str = "Authorization: Basic YWRhOmFueQ==";

@@ -4,6 +4,7 @@
 //!   qemu/, firecracker/                  drivers: from a specification to their VMM's commands
 //!   start, running                       what every driver's start and every running machine have in common
 //!   process, control, snapshot           a VMM's process; the channel to the guest's init; a sleeping machine's files
+//!   cgroup                               what a VMM may use of the host
 //!   disk, logs, accelerator              the writable disk; what a guest writes; what KVM is worth here
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! - No driver hands a VMM a path of something that a person chose: it opens it, and the VMM gets the descriptor.
 
 pub mod accelerator;
+mod cgroup;
 mod control;
 mod disk;
 pub mod embedded;

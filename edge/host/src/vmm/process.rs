@@ -16,6 +16,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    fmt,
     fs::{self, File},
     io,
     os::{
@@ -24,7 +25,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -147,9 +148,28 @@ fn checked(result: libc::c_long) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// How a VMM ended, as far as it is known: only a parent is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Code(i32),
+    Signal(i32),
+    Unknown,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Code(code) => write!(f, "the VMM ended with code {code}"),
+            End::Signal(signal) => write!(f, "the VMM was killed by signal {signal}"),
+            End::Unknown => f.write_str("the VMM ended"),
+        }
+    }
+}
+
 pub struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
+    end: OnceLock<End>,
 }
 
 impl Process {
@@ -193,7 +213,7 @@ impl Process {
         // SAFETY: the descriptor is owned by the AsyncFd, which closes it after deregistering it.
         let pidfd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
         let pidfd = pidfd.map_err(|error| Problem::io(place, &error.into()))?;
-        Ok(Process { pid, pidfd })
+        Ok(Process { pid, pidfd, end: OnceLock::new() })
     }
 
     pub fn pid(&self) -> u32 {
@@ -222,22 +242,31 @@ impl Process {
             .map_err(|error| Problem::io("taking a descriptor back from the VMM", &error.into()))
     }
 
-    /// Resolves when it has ended; tells how, where that is known (only a parent is told).
-    pub async fn ended(&self) -> String {
+    /// Resolves when it has ended.
+    pub async fn ended(&self) -> End {
         drop(self.pidfd.readable().await);
-        let waited = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-        match waited {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => format!("the VMM ended with code {code}"),
-                (_, Some(signal)) => format!("the VMM was killed by signal {signal}"),
-                _ => "the VMM ended".into(),
-            },
-            _ => "the VMM ended".into(),
-        }
+        // The kernel tells it once.
+        *self.end.get_or_init(|| {
+            let waited = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+            let Ok(Some(status)) = waited else { return End::Unknown };
+            match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => End::Code(code),
+                (_, Some(signal)) => End::Signal(signal),
+                _ => End::Unknown,
+            }
+        })
+    }
+
+    /// CPU time so far, in ticks of the clock; and whether its main thread waits for a disk.
+    pub fn work_done(&self) -> (u64, bool) {
+        let fields = self.stat().unwrap_or_default();
+        // proc(5): utime and stime are fields 14 and 15; ours start at field 3.
+        let ticks = |at: usize| fields.get(at - 3).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        (ticks(14) + ticks(15), fields.first().is_some_and(|state| state == "D"))
     }
 
     /// The fields of /proc/<pid>/stat from the state on.
-    pub fn stat(&self) -> Option<Vec<String>> {
+    fn stat(&self) -> Option<Vec<String>> {
         stat_fields(&fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?)
     }
 }

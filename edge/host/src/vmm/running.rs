@@ -110,10 +110,6 @@ impl Running {
         Ok(())
     }
 
-    pub fn unfreeze(&self) {
-        self.process.signal(Signal::CONT);
-    }
-
     /// The snapshot has its name: the VMM has done its work.
     pub async fn fell_asleep(&self) {
         self.asleep.store(true, Ordering::Release);
@@ -177,14 +173,12 @@ impl Running {
 
     pub fn usage(&self) -> Usage {
         let ticks_per_s = rustix::param::clock_ticks_per_second().max(1);
-        let fields = self.process.stat().unwrap_or_default();
-        // proc(5): utime and stime are fields 14 and 15; ours start at field 3.
-        let ticks = |at: usize| fields.get(at - 3).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+        let (ticks, _) = self.process.work_done();
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.process.pid())).unwrap_or_default();
         let pages: u64 =
             statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
         Usage {
-            cpu_us: (ticks(14) + ticks(15)) * 1_000_000 / ticks_per_s,
+            cpu_us: ticks * 1_000_000 / ticks_per_s,
             resident_kib: pages * rustix::param::page_size() as u64 / 1024,
         }
     }
@@ -226,7 +220,7 @@ impl Watcher {
             (None, Some(LastWord::Failed(why))) => Exit { clean: false, why },
             (None, None) => {
                 let said = tail(&self.spec.run_dir.join("vmm.log"));
-                let why = if said.is_empty() { end } else { format!("{end}: {said}") };
+                let why = if said.is_empty() { end.to_string() } else { format!("{end}: {said}") };
                 Exit { clean: false, why }
             }
         }

@@ -26,6 +26,9 @@ pub const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Whoever reads the lock file, or forks, holds it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const LOG_CHECKS: Duration = Duration::from_secs(2);
+const WORK_CHECKS: Duration = Duration::from_secs(1);
+/// What a VMM may take for anything, however busy it is.
+pub const LONGEST_PATIENCE: Duration = Duration::from_secs(300);
 /// In the machine's run directory, which is root's.
 const SOCKETS: &str = "vmm";
 /// The kernel's limit of a unix socket's path, less its final zero.
@@ -126,6 +129,33 @@ pub async fn connect<T, F: Future<Output = Result<T, Problem>>>(
         if let Ok(end) = tokio::time::timeout(pause, process.ended()).await {
             let said = tail(&spec.run_dir.join("vmm.log"));
             return Err(fault(&format!("{end} at its start: {said}")));
+        }
+    }
+}
+
+/// Waits while the VMM lives and works: on a busy host everything takes its time. It gives up when nothing moves any
+/// more.
+pub async fn patiently<T>(
+    process: &Process,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    let begun = Instant::now();
+    let mut last = (begun, process.work_done().0);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            end = process.ended() => return Err(fault(&end.to_string())),
+            () = tokio::time::sleep(WORK_CHECKS) => {}
+        }
+        let (ticks, waits_for_disk) = process.work_done();
+        if ticks != last.1 || waits_for_disk {
+            last = (Instant::now(), ticks);
+        }
+        if last.0.elapsed() > ANSWER_PATIENCE || begun.elapsed() > LONGEST_PATIENCE {
+            let waited_s = begun.elapsed().as_secs();
+            return Err(fault(&format!("the VMM came to nothing in {waited_s} s")));
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::{
     super::{
+        cgroup::Group,
         control::Control,
         process::Process,
         running::{LastWords, Running},
@@ -13,6 +14,7 @@ use super::{
     },
     api::Api,
     log::Log,
+    memory,
     relay::Relay,
     start::NEXT,
 };
@@ -20,7 +22,14 @@ use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
 use cloudpal_model::Problem;
 use serde_json::{Value, json};
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 const PAUSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -31,6 +40,7 @@ pub struct Machine {
     api: Api,
     relay: Arc<Relay>,
     _log: Log,
+    _group: Option<Group>,
 }
 
 /// Why a draft was not published.
@@ -55,10 +65,10 @@ impl Machine {
         control: Option<Control>,
         api: Api,
         relay: Relay,
-        log: Log,
+        (log, group): (Log, Option<Group>),
     ) -> Arc<Machine> {
         let running = Running::new(spec.clone(), process, control, LastWords::default());
-        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log })
+        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log, _group: group })
     }
 
     fn spec(&self) -> &MachineSpec {
@@ -97,8 +107,11 @@ impl Machine {
             for (name, from) in ["memory", "state"].into_iter().zip(NEXT) {
                 draft.link(name, &spec.dir.join(from))?;
             }
-            let files = [("memory", Verify::Content), ("state", Verify::Content)];
-            draft.complete(&spec, &identity, &files, &())
+            // By way of the daemon's own name for it.
+            let memory = File::options().read(true).write(true).open(spec.dir.join(NEXT[0]))?;
+            let blocks = memory::survey(&memory)?;
+            let files = [("memory", Verify::Length), ("state", Verify::Content)];
+            draft.complete(&spec, &identity, &files, &blocks)
         })
         .await?;
         idle(still_idle)

@@ -1,8 +1,8 @@
 //! The `firecracker` driver: a microVM is a process of the operator's own Firecracker.
 //!
 //! Invariants, beside those of the port ([`cloudpal_compute::driver`]):
-//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a directory of its own, where each name is
-//!   a link to a descriptor that the daemon opened; so the names stay the same and nobody's paths are among them.
+//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a directory of its own, where each name
+//!   is a link to a descriptor that the daemon opened; so the names stay the same and nobody's paths are among them.
 //! - Packets wait in the machine's TAP until the guest is ready for them: see [`relay`].
 //! - A connection to the guest does not outlive a snapshot; each wake makes a new one.
 //! - The file `started` in the run directory says that packets were let in: a machine without it is not adopted.
@@ -14,11 +14,13 @@
 mod api;
 mod log;
 mod machine;
+mod memory;
 mod relay;
 mod start;
 
 use super::{
     accelerator::{self, Accelerator},
+    cgroup::Cgroups,
     snapshot::{self, Identity},
 };
 use async_trait::async_trait;
@@ -47,9 +49,11 @@ pub struct FirecrackerSettings {
 
 pub struct FirecrackerDriver {
     settings: FirecrackerSettings,
+    verifies_memory: bool,
     version: String,
     cpu: String,
     explanation: String,
+    cgroups: Cgroups,
 }
 
 impl FirecrackerDriver {
@@ -69,8 +73,15 @@ impl FirecrackerDriver {
             let what = format!("Firecracker runs on KVM only: {why}");
             return Err(Problem::new(Kind::HostLacks, what, "choose the qemu driver here"));
         }
-        let explanation = format!("Firecracker {version}, {why}");
-        Ok(FirecrackerDriver { settings, version, cpu: cpu(), explanation })
+        let cgroups = Cgroups::find();
+        cgroups.sweep();
+        let explanation = format!("Firecracker {version}, {why}; {}", cgroups.explain());
+        Ok(FirecrackerDriver { settings, verifies_memory: true, version, cpu: cpu(), explanation, cgroups })
+    }
+
+    /// A wake then does not read the whole memory file to see that it is undamaged: Firecracker itself does not either.
+    pub fn trusting_memory(self) -> FirecrackerDriver {
+        FirecrackerDriver { verifies_memory: false, ..self }
     }
 
     fn identity(&self, spec: &MachineSpec) -> Identity {

@@ -6,9 +6,9 @@
 //!                              write  ◀──────── recv
 //! ```
 //!
-//! Firecracker takes no descriptor: it opens a TAP by its name, and a TAP can be open once. So it has one of its own, in
-//! a network namespace without any other interface, and the machine's TAP stays with the daemon, where packets wait while
-//! nobody can take them.
+//! Firecracker takes no descriptor: it opens a TAP by its name, and a TAP can be open once. So it has one of its own,
+//! in a network namespace without any other interface, and the machine's TAP stays with the daemon, where packets wait
+//! while nobody can take them.
 //!
 //! Invariants:
 //! - Nothing is read from the machine's TAP before [`Relay::start`], nor between [`Relay::pause`] and the next start:

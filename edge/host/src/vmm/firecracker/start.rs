@@ -7,6 +7,7 @@
 use super::{
     super::{
         accelerator::Accelerator,
+        cgroup::{Group, Limits},
         control::Control,
         disk,
         process::{Guard, Launch, Lock, Note, Process},
@@ -17,6 +18,7 @@ use super::{
     api::Api,
     log::{self, Log},
     machine::Machine,
+    memory::{self, Block},
     relay::{DEVICE, Relay},
 };
 use cloudpal_compute::driver::{MachineSpec, WakeError};
@@ -36,6 +38,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Firecracker's own memory, page tables, and the kernel's part of KVM.
+const OVERHEAD_MIB: u32 = 64;
+const THREADS: u32 = 16;
 const API: &str = "api.sock";
 pub const VSOCK: &str = "v.sock";
 /// Where the VMM finds what it is to fill at the next sleep, in its own directory and in the machine's.
@@ -55,6 +60,7 @@ struct Started {
     api: Api,
     relay: Relay,
     log: Log,
+    group: Option<Group>,
 }
 
 impl Start<'_> {
@@ -145,6 +151,13 @@ impl Start<'_> {
         let opened =
             blocking(move || snapshot::open(&owned, &identity)).await.map_err(WakeError::Failed)??;
         let files = [opened.file("memory")?, opened.file("state")?];
+        let blocks: Vec<Block> = opened.detail()?;
+        let memory = files[0].try_clone().map_err(|error| snapshot::unreadable("memory", &error))?;
+        let verifies = self.driver.verifies_memory;
+        let verified = tokio::task::spawn_blocking(move || match verifies {
+            true => memory::verify(&memory, &blocks),
+            false => Ok(Ok(())),
+        });
         let started = self.spawn(lock, tap, Some(&files)).await.map_err(WakeError::Failed)?;
         let load = json!({
             "snapshot_path": "state",
@@ -156,6 +169,10 @@ impl Start<'_> {
             let problem = start::explain_death(spec, started.guard.process(), problem).await;
             return Err(WakeError::SnapshotRefused { why: problem.what });
         }
+        let verified = verified.await.map_err(|error| WakeError::Failed(fault(&error.to_string())))?;
+        verified
+            .map_err(|error| snapshot::unreadable("memory", &error))?
+            .map_err(|why| WakeError::SnapshotRefused { why })?;
         let dir = spec.dir.clone();
         let taken = blocking_io("waking", move || snapshot::take(&dir)).await;
         taken.map_err(WakeError::Failed)?;
@@ -192,9 +209,9 @@ impl Start<'_> {
         let marker = self.spec.run_dir.join(STARTED);
         fs::write(&marker, "").map_err(|error| Problem::io(marker.display(), &error))?;
         started.relay.start();
-        let Started { guard, api, relay, log } = started;
+        let Started { guard, api, relay, log, group } = started;
         let identity = self.driver.identity(self.spec);
-        Ok(Machine::new(self.spec, identity, guard.release(), control, api, relay, log))
+        Ok(Machine::new(self.spec, identity, guard.release(), control, api, relay, (log, group)))
     }
 
     pub async fn adopt(&self) -> Result<Option<(Arc<Machine>, OwnedFd)>, Problem> {
@@ -231,7 +248,8 @@ impl Start<'_> {
             }
         };
         relay.start();
-        let machine = Machine::new(spec, note.identity, Arc::new(process), control, api, relay, log);
+        let group = self.driver.cgroups.group_of(process.pid());
+        let machine = Machine::new(spec, note.identity, Arc::new(process), control, api, relay, (log, group));
         Ok(Some((machine, tap)))
     }
 
@@ -261,12 +279,20 @@ impl Start<'_> {
         let process = Launch { command, errors: &errors, user, inherited: &inherited }.start()?;
         let guard = Guard::new(process);
         guard.process().note(&spec.run_dir)?;
+        let limits = Limits {
+            memory_mib: spec.memory_mib,
+            overhead_mib: OVERHEAD_MIB,
+            vcpus: spec.vcpus,
+            threads: THREADS,
+        };
+        let group = driver.cgroups.hold(guard.process().pid(), limits);
+        let group = group.map_err(|error| Problem::io("the VMM's cgroup", &error))?;
         // From here on the VMM alone holds the lock.
         drop(lock);
         let relay = Relay::open(guard.process().pid(), uid, tap)?;
         let api = Api::at(&sockets_dir(spec).join(API));
         self.reach(&api, guard.process()).await?;
-        Ok(Started { guard, api, relay, log })
+        Ok(Started { guard, api, relay, log, group })
     }
 
     async fn reach(&self, api: &Api, process: &Process) -> Result<(), Problem> {

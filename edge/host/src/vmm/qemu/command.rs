@@ -152,7 +152,9 @@ impl Plan<'_> {
                 node["discard"] = json!("unmap");
             }
             command.args(["-blockdev", &node.to_string()]);
-            command.args(["-device", &format!("virtio-blk-device,drive={serial},serial={serial}")]);
+            // An error is the guest's to handle: QEMU would rather pause it for ever on a full disk.
+            let errors = "werror=report,rerror=report";
+            command.args(["-device", &format!("virtio-blk-device,drive={serial},serial={serial},{errors}")]);
         }
         let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
         command.args(["-netdev", &format!("tap,id=net0,fd={},vhost=off", self.tap_fd)]);

@@ -5,11 +5,12 @@
 
 use super::{
     super::{
+        cgroup::Group,
         control::Control,
         process::Process,
         running::Running,
         snapshot::{self, Draft, Identity, Verify},
-        start::{blocking, blocking_io},
+        start::{blocking, blocking_io, patiently},
     },
     memory::{self, Save},
     qmp::Qmp,
@@ -18,6 +19,7 @@ use super::{
 use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
 use cloudpal_model::Problem;
+use rustix::process::Signal;
 use serde_json::json;
 use std::{
     io,
@@ -28,12 +30,59 @@ use std::{
 
 /// Blocks of memory between two looks at the TAP: 8 MiB.
 const BLOCKS_PER_STEP: usize = 32;
+const THAW_TRIES: u32 = 5;
+const THAW_PAUSE: Duration = Duration::from_millis(200);
 
 pub struct Machine {
     running: Running,
     identity: Identity,
-    qmp: Qmp,
+    qmp: Arc<Qmp>,
     memory: OwnedFd,
+    _group: Option<Group>,
+}
+
+/// From the moment on in which the guest may stand still: whatever becomes of the sleep, it runs on.
+struct Thaw<'a> {
+    machine: &'a Machine,
+    armed: bool,
+}
+
+impl Drop for Thaw<'_> {
+    /// The sleep was given up in its middle.
+    fn drop(&mut self) {
+        if self.armed
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (process, qmp) = (self.machine.running.process.clone(), self.machine.qmp.clone());
+            let dir = self.machine.running.spec.dir.clone();
+            runtime.spawn(async move {
+                let discarded = blocking(move || snapshot::discard(&dir)).await;
+                if let Ok(Err(error)) = discarded {
+                    tracing::warn!(%error, "a snapshot that was given up could not be removed");
+                }
+                thaw(&process, &qmp).await
+            });
+        }
+    }
+}
+
+/// Runs on, with every packet that it had taken. What cannot must not stand still for ever: it is ended, and boots
+/// anew.
+async fn thaw(process: &Process, qmp: &Qmp) -> Result<(), Problem> {
+    process.signal(Signal::CONT);
+    let mut tried = 1;
+    loop {
+        let Err(problem) = qmp.ask("cont", json!({})).await else { return Ok(()) };
+        if tried == THAW_TRIES {
+            tracing::warn!(%problem, "a VMM that does not run on is ended");
+            process.signal(Signal::KILL);
+            return Err(problem);
+        }
+        // Perhaps it still moves its state.
+        drop(qmp.ask("migrate_cancel", json!({})).await);
+        tried += 1;
+        tokio::time::sleep(THAW_PAUSE).await;
+    }
 }
 
 /// Why a draft was not published.
@@ -56,9 +105,10 @@ impl Machine {
         qmp: Qmp,
         control: Control,
         memory: OwnedFd,
+        group: Option<Group>,
     ) -> Arc<Machine> {
         let running = Running::new(spec, process, Some(control), qmp.last_words());
-        Arc::new(Machine { running, identity, qmp, memory })
+        Arc::new(Machine { running, identity, qmp: Arc::new(qmp), memory, _group: group })
     }
 
     /// Steps 2 to 5 of a sleep. The VMM may be frozen when this returns.
@@ -72,7 +122,7 @@ impl Machine {
         set_migration(&self.qmp).await?;
         self.qmp.give("state", state.as_fd()).await?;
         self.qmp.ask("migrate", json!({ "uri": "fd:state" })).await?;
-        migrated(&self.qmp).await?;
+        patiently(&self.running.process, migrated(&self.qmp)).await?;
         self.running.freeze().await?;
         idle(still_idle)?;
         let file = draft.create("memory").map_err(|error| failed(&error))?;
@@ -107,10 +157,15 @@ impl Machine {
         }
     }
 
-    /// Runs on, with every packet that it had taken.
-    async fn thaw(&self) -> Result<(), Problem> {
-        self.running.unfreeze();
-        self.qmp.ask("cont", json!({})).await.map(drop)
+    /// After a failure with the snapshot in place, or perhaps so: either it has no name and the machine runs on, or it
+    /// is whole and the machine is asleep.
+    async fn withdraw(&self) -> Result<SleepOutcome, Problem> {
+        let dir = self.running.spec.dir.clone();
+        let gone = blocking_io("removing the new snapshot", move || snapshot::discard(&dir)).await;
+        match gone {
+            Err(_) if snapshot::exists(&self.running.spec.dir) => Ok(SleepOutcome::Asleep),
+            _ => Ok(SleepOutcome::Cancelled),
+        }
     }
 }
 
@@ -124,24 +179,25 @@ impl Vm for Machine {
         }
         let dir = self.running.spec.dir.clone();
         let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        match self.save(&draft, still_idle).await {
-            Ok(()) => {}
-            Err(unfinished) => {
-                let thawed = self.thaw().await;
-                blocking(move || draft.discard()).await?;
-                return match unfinished {
-                    Unfinished::NotIdle => thawed.map(|()| SleepOutcome::Cancelled),
-                    Unfinished::Failed(problem) => Err(problem),
-                };
-            }
+        let mut thawing = Thaw { machine: self, armed: true };
+        if let Err(unfinished) = self.save(&draft, still_idle).await {
+            let thawed = thaw(&self.running.process, &self.qmp).await;
+            thawing.armed = false;
+            blocking(move || draft.discard()).await?;
+            return match unfinished {
+                Unfinished::NotIdle => thawed.map(|()| SleepOutcome::Cancelled),
+                Unfinished::Failed(problem) => Err(problem),
+            };
         }
-        if let Err(problem) = blocking_io("the snapshot", move || draft.publish()).await {
-            // Whether it has its name now is not known: it must not, since the machine runs on.
-            let dir = self.running.spec.dir.clone();
-            blocking_io("removing the new snapshot", move || snapshot::discard(&dir)).await?;
-            self.thaw().await?;
+        let published = blocking_io("the snapshot", move || draft.publish()).await;
+        if let Err(problem) = published
+            && self.withdraw().await? == SleepOutcome::Cancelled
+        {
+            drop(thaw(&self.running.process, &self.qmp).await);
+            thawing.armed = false;
             return Err(problem);
         }
+        thawing.armed = false;
         self.running.fell_asleep().await;
         Ok(SleepOutcome::Asleep)
     }

@@ -15,6 +15,7 @@ mod start;
 use super::{
     Accel,
     accelerator::{self, Accelerator, CounterRate},
+    cgroup::Cgroups,
     snapshot::{self, Identity},
     start::blocking,
 };
@@ -56,6 +57,7 @@ pub struct QemuDriver {
     explanation: String,
     version: String,
     counter: CounterRate,
+    cgroups: Cgroups,
 }
 
 impl QemuDriver {
@@ -81,8 +83,10 @@ impl QemuDriver {
             }
             Accel::Kvm => (Accelerator::Kvm, "kvm: as the settings say".to_owned()),
         };
-        let explanation = format!("QEMU {version}, {why}");
-        Ok(QemuDriver { settings, accelerator, explanation, version, counter })
+        let cgroups = Cgroups::find();
+        cgroups.sweep();
+        let explanation = format!("QEMU {version}, {why}; {}", cgroups.explain());
+        Ok(QemuDriver { settings, accelerator, explanation, version, counter, cgroups })
     }
 
     fn identity(&self, spec: &MachineSpec) -> Identity {

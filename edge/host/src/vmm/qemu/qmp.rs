@@ -1,33 +1,50 @@
 //! A small client of QEMU's monitor protocol: one JSON object per line.
 //!
-//! Invariant: one command at a time. An answer is matched by its id, so the late answer to a command whose caller gave
-//! up is not taken for the next one's.
+//! Invariants:
+//! - One command at a time. An answer is matched by its id, so the late answer to a command whose caller gave up is not
+//!   taken for the next one's.
+//! - QEMU is not trusted: its lines and the answers that nobody waits for are bounded.
 
-use crate::vmm::running::{LastWord, LastWords};
+use crate::vmm::{
+    logs::cleaned,
+    running::{LastWord, LastWords},
+};
 use cloudpal_model::{Kind, Problem};
 use serde_json::{Value, json};
 use std::{
     io::IoSlice, mem::MaybeUninit, os::fd::BorrowedFd, path::PathBuf, sync::PoisonError, time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{Receiver, Sender, channel},
+    task::AbortHandle,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Its longest answer to what we ask has a few KiB.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+const MAX_ANSWERS: usize = 64;
 
 pub struct Qmp {
     line: tokio::sync::Mutex<Line>,
     last_words: LastWords,
+    reading: AbortHandle,
+}
+
+impl Drop for Qmp {
+    /// Closes the connection, so that another can be made.
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
 }
 
 struct Line {
     writer: OwnedWriteHalf,
-    answers: UnboundedReceiver<Value>,
+    answers: Receiver<Value>,
     next_id: u64,
 }
 
@@ -38,10 +55,11 @@ impl Qmp {
         let stream =
             stream.map_err(|error| Problem::io(format!("QEMU's monitor {}", socket.display()), &error))?;
         let (reader, writer) = stream.into_split();
-        let (sender, answers) = unbounded_channel();
+        let (sender, answers) = channel(MAX_ANSWERS);
         let last_words = LastWords::default();
-        tokio::spawn(read_lines(reader, sender, last_words.clone()));
-        let qmp = Qmp { line: tokio::sync::Mutex::new(Line { writer, answers, next_id: 1 }), last_words };
+        let reading = tokio::spawn(read_lines(reader, sender, last_words.clone())).abort_handle();
+        let line = tokio::sync::Mutex::new(Line { writer, answers, next_id: 1 });
+        let qmp = Qmp { line, last_words, reading };
         qmp.ask("qmp_capabilities", json!({})).await?;
         Ok(qmp)
     }
@@ -80,9 +98,10 @@ impl Qmp {
                     line.answers.recv().await.ok_or_else(|| lost(command, "the connection ended"))?;
                 if answer["id"] == id {
                     return match answer.get("error") {
-                        Some(error) => {
-                            Err(lost(command, error["desc"].as_str().unwrap_or("no reason given")))
-                        }
+                        Some(error) => Err(lost(
+                            command,
+                            &cleaned(error["desc"].as_str().unwrap_or("no reason given"), 400),
+                        )),
                         None => Ok(answer["return"].clone()),
                     };
                 }
@@ -92,10 +111,16 @@ impl Qmp {
     }
 }
 
-async fn read_lines(reader: OwnedReadHalf, answers: UnboundedSender<Value>, last_words: LastWords) {
-    let mut lines = BufReader::new(reader).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
+async fn read_lines(reader: OwnedReadHalf, answers: Sender<Value>, last_words: LastWords) {
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await;
+        if read.is_err() || !line.ends_with(b"\n") {
+            return;
+        }
+        let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
         if message["event"] == "SHUTDOWN" {
             let word = match message["data"]["reason"].as_str() {
                 Some("guest-shutdown") => LastWord::PoweredOff,
@@ -103,7 +128,8 @@ async fn read_lines(reader: OwnedReadHalf, answers: UnboundedSender<Value>, last
                 _ => continue,
             };
             *last_words.lock().unwrap_or_else(PoisonError::into_inner) = Some(word);
-        } else if message.get("id").is_some() && answers.send(message).is_err() {
+        } else if message.get("id").is_some() && answers.try_send(message).is_err() {
+            // Nobody asked for that many, or nobody is there any more.
             return;
         }
     }

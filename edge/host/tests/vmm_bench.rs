@@ -1,0 +1,106 @@
+//! The VMMs beside each other: the same kernel, root, app and network, in interleaved rounds.
+//!
+//! Not a test: `cargo xtask hostvm bench` runs it where KVM is real, and reads its figures from the lines that begin
+//! with `figure`.
+
+#[allow(dead_code, reason = "the tests use more of it")]
+mod vmm_world;
+
+use cloudpal_compute::driver::{Driver, SleepOutcome, Vm};
+use cloudpal_host::vmm::{Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings};
+use std::{
+    env,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vmm_world::{GREETING, World};
+
+/// No account has a number from here on.
+const FIRST_UID: u32 = 1_900_000_000;
+
+type Machine = Arc<dyn Vm>;
+
+struct Contender {
+    name: &'static str,
+    world: World,
+    driver: Box<dyn Driver>,
+}
+
+fn contenders() -> Vec<Contender> {
+    let mut all = Vec::new();
+    let guest_dir = PathBuf::from(env::var_os("CLOUDPAL_GUEST_DIR").expect("CLOUDPAL_GUEST_DIR"));
+    let mut add = |name: &'static str, make: &dyn Fn() -> Box<dyn Driver>| {
+        let world = World::make(&format!("bench-{name}")).expect("everything is there");
+        all.push(Contender { name, world, driver: make() });
+    };
+    if let Some(binary) = env::var_os("CLOUDPAL_FIRECRACKER") {
+        let settings = FirecrackerSettings {
+            guest_dir: guest_dir.clone(),
+            binary: binary.into(),
+            first_uid: Some(FIRST_UID),
+        };
+        add("firecracker", &|| Box::new(FirecrackerDriver::new(settings.clone()).unwrap().trusting_memory()));
+    }
+    let settings =
+        QemuSettings { accel: Accel::Kvm, first_uid: Some(FIRST_UID), ..QemuSettings::new(&guest_dir) };
+    add("qemu", &|| Box::new(QemuDriver::new(settings.clone()).unwrap()));
+    all
+}
+
+fn figure(driver: &str, what: &str, took: Duration) {
+    println!("figure {driver} {what} {}", took.as_micros());
+}
+
+impl Contender {
+    async fn fall_asleep(&self, vm: &Machine) -> Duration {
+        self.world.quiet().await;
+        let begun = Instant::now();
+        let delivered = self.world.tap.delivered_packets();
+        let outcome = vm.sleep(&|| self.world.is_idle(delivered)).await.unwrap();
+        assert_eq!(outcome, SleepOutcome::Asleep);
+        let took = begun.elapsed();
+        self.world.tap.reset_offloads();
+        took
+    }
+
+    async fn wake(&self) -> Machine {
+        self.driver.wake(&self.world.spec, self.world.tap.dup().unwrap()).await.unwrap()
+    }
+
+    /// Boot, then asleep and awake twice: on request, and by a packet.
+    async fn round(&self) {
+        let begun = Instant::now();
+        let vm = self.driver.boot(&self.world.spec, self.world.tap.dup().unwrap()).await.unwrap();
+        figure(self.name, "boot", begun.elapsed());
+        figure(self.name, "sleep", self.fall_asleep(&vm).await);
+        let begun = Instant::now();
+        let vm = self.wake().await;
+        figure(self.name, "wake", begun.elapsed());
+        self.fall_asleep(&vm).await;
+        let get = self.world.get();
+        self.world.tap.wait_readable().await;
+        let vm = self.wake().await;
+        let (body, took) = tokio::task::spawn_blocking(move || get.join().unwrap()).await.unwrap();
+        assert_eq!(body, GREETING);
+        figure(self.name, "packet", took);
+        vm.stop(Duration::from_secs(5)).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn measure() {
+    let Ok(rounds) = env::var("CLOUDPAL_BENCH_ROUNDS") else {
+        eprintln!("nothing is measured without CLOUDPAL_BENCH_ROUNDS: `cargo xtask hostvm bench` sets it");
+        return;
+    };
+    let contenders = contenders();
+    for contender in &contenders {
+        println!("contender {} {}", contender.name, contender.driver.explain());
+    }
+    for _ in 0..rounds.parse().unwrap() {
+        for contender in &contenders {
+            contender.round().await;
+        }
+    }
+}
