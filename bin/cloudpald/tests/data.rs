@@ -2,8 +2,8 @@
 //! and replicated with a JavaScript peer in the tenant's own network.
 
 use cloudpal_api::{
-    BlockCut, BlockQuery, Client, DataAdd, DataKind, DataQuota, EntryQuery, FileKind, FileListQuery, FilePurge,
-    FileQuery, HistoryQuery, TenantAdd,
+    BlockCut, BlockQuery, Client, DataAdd, DataKind, DataQuota, EntryQuery, FileKind, FileListQuery,
+    FilePurge, FileQuery, HistoryQuery, TenantAdd,
 };
 use cloudpal_model::{Kind, Name};
 use serde_json::Value;

@@ -1,6 +1,8 @@
 //! The HTTP API over a fake backend: what it describes, what it refuses and in which words, and the real client against
 //! it.
 
+mod http_kit;
+
 use async_trait::async_trait;
 use axum::{
     Router,

@@ -81,7 +81,7 @@ impl Launcher {
         }
         drop(channel);
         let why = match tokio::time::timeout(Duration::from_secs(1), guard.process().ended()).await {
-            Ok(end) => end,
+            Ok(end) => end.to_string(),
             Err(_) => format!("it was not ready after {} s", START_PATIENCE.as_secs()),
         };
         Err(fault(&format!("{why}: {}", said(&errors))))

@@ -1,0 +1,121 @@
+//! A tenant's data, as the fake daemon of these tests has it: none.
+
+use crate::{Fake, missing};
+use async_trait::async_trait;
+use cloudpal_api as api;
+use cloudpal_model::{Name, Problem};
+use cloudpald::http::{self, DataBackend};
+
+/// Data is tested with the real daemon, in `data.rs`: this one has none.
+#[async_trait]
+impl DataBackend for Fake {
+    async fn data_list(&self, _: &Name) -> Result<api::DataList, Problem> {
+        Err(missing())
+    }
+    async fn data_add(&self, _: &str, _: &Name, _: api::DataAdd) -> Result<api::Data, Problem> {
+        Err(missing())
+    }
+    async fn data_show(&self, _: &Name, _: &Name) -> Result<api::Data, Problem> {
+        Err(missing())
+    }
+    async fn data_remove(&self, _: &str, _: &Name, _: &Name) -> Result<(), Problem> {
+        Err(missing())
+    }
+    async fn data_quota(&self, _: &str, _: &Name, _: api::DataQuota) -> Result<(), Problem> {
+        Err(missing())
+    }
+    async fn data_compact(&self, _: &Name) -> Result<api::DataCompacted, Problem> {
+        Err(missing())
+    }
+    async fn data_share(&self, _: &Name, _: &Name) -> Result<api::DataShare, Problem> {
+        Err(missing())
+    }
+    async fn data_verify(&self, _: &Name, _: &Name) -> Result<api::DataVerified, Problem> {
+        Err(missing())
+    }
+    async fn data_peers(&self, _: &Name, _: &Name) -> Result<api::DataPeerList, Problem> {
+        Err(missing())
+    }
+    async fn data_peer_add(&self, _: &str, _: &Name, _: &Name, _: api::DataPeerAdd) -> Result<(), Problem> {
+        Err(missing())
+    }
+    async fn core_append(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: Vec<axum::body::Bytes>,
+    ) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+    async fn core_block(&self, _: &Name, _: &Name, _: u64) -> Result<axum::body::Bytes, Problem> {
+        Err(missing())
+    }
+    async fn core_blocks(&self, _: &Name, _: &Name, _: api::BlockQuery) -> Result<http::Pieces, Problem> {
+        Err(missing())
+    }
+    async fn core_cut(&self, _: &Name, _: &Name, _: api::BlockCut) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+    async fn entries(&self, _: &Name, _: &Name, _: api::EntryQuery) -> Result<api::EntryList, Problem> {
+        Err(missing())
+    }
+    async fn entry(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &[u8],
+        _: Option<u64>,
+    ) -> Result<Option<axum::body::Bytes>, Problem> {
+        Err(missing())
+    }
+    async fn entry_put(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &[u8],
+        _: axum::body::Bytes,
+    ) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+    async fn entry_delete(&self, _: &Name, _: &Name, _: &[u8]) -> Result<api::DataVersion, Problem>;
+    async fn entry_history(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        query: api::HistoryQuery,
+    ) -> Result<api::EntryList, Problem> {
+        Err(missing())
+    }
+    async fn files(&self, _: &Name, _: &Name, _: api::FileListQuery) -> Result<api::FileList, Problem> {
+        Err(missing())
+    }
+    async fn file(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &str,
+        _: Option<u64>,
+        _: Option<http::Part>,
+    ) -> Result<Option<http::Content>, Problem> {
+        Err(missing())
+    }
+    async fn file_put(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &str,
+        _: api::FileQuery,
+        _: http::Pieces,
+    ) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+    async fn file_delete(&self, _: &Name, _: &Name, _: &str) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+    async fn file_history(&self, _: &Name, _: &Name, _: api::HistoryQuery) -> Result<api::FileList, Problem> {
+        Err(missing())
+    }
+    async fn file_purge(&self, _: &Name, _: &Name, _: api::FilePurge) -> Result<api::DataCompacted, Problem> {
+        Err(missing())
+    }
+}
