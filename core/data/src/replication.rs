@@ -158,6 +158,8 @@ pub struct Replication {
     events: VecDeque<Event>,
     /// Cores about which their peers are to be told.
     touched: BTreeSet<u64>,
+    /// Cores in which something that is waited for may be here.
+    unsettled: BTreeSet<u64>,
     /// Connections that may have something to send.
     ready: BTreeSet<u64>,
 }
@@ -173,6 +175,7 @@ impl Replication {
             last_download: 0,
             events: VecDeque::new(),
             touched: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             ready: BTreeSet::new(),
         }
     }
@@ -226,7 +229,7 @@ impl Replication {
         if let Err(refusal) = &outcome {
             self.end(connection, Some(refusal.clone()));
         }
-        self.check_waiting(replicas);
+        self.settle(replicas);
         self.spread();
         outcome
     }
@@ -295,6 +298,7 @@ impl Replication {
     /// The core was appended to, or cut, by its writer.
     pub fn changed(&mut self, core: u64) {
         self.touched.insert(core);
+        self.unsettled.insert(core);
         if let Some(state) = self.cores.get_mut(&core) {
             state.peers.values_mut().for_each(|peer| peer.cursor = 0);
         }
@@ -320,8 +324,7 @@ impl Replication {
         let state = self.cores.entry(core).or_default();
         state.downloads.push(Download { id, from: start, start, end });
         state.peers.values_mut().for_each(|peer| peer.look_again_from(start));
-        self.touched.insert(core);
-        self.spread();
+        self.wanted(core);
         id
     }
 
@@ -335,8 +338,7 @@ impl Replication {
     /// Wants one block, before all downloads. [`Event::Block`] tells when it is here.
     pub fn want(&mut self, core: u64, index: u64) {
         self.cores.entry(core).or_default().gets.insert(index);
-        self.touched.insert(core);
-        self.spread();
+        self.wanted(core);
     }
 
     pub fn unwant(&mut self, core: u64, index: u64) {
@@ -349,6 +351,11 @@ impl Replication {
     pub fn want_seek(&mut self, core: u64, bytes: u64, padding: u64) {
         let state = self.cores.entry(core).or_default();
         state.seeks.push(Seek { bytes, padding, under_way: None });
+        self.wanted(core);
+    }
+
+    fn wanted(&mut self, core: u64) {
+        self.unsettled.insert(core);
         self.touched.insert(core);
         self.spread();
     }
@@ -433,6 +440,11 @@ impl Replication {
                     peer.slow_until_ms = 0;
                     self.touched.insert(*core);
                 }
+            }
+            if state.peers.len() > 1
+                && state.under_way.values().any(|(_, since)| now_ms >= since + timeout_ms)
+            {
+                self.touched.insert(*core); // somebody else may be asked for them
             }
             let late = state
                 .peers

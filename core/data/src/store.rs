@@ -252,14 +252,10 @@ impl Inner {
         if self.poisoned {
             return Err(DataError::Poisoned);
         }
-        let full = self.floor.pages.dirty_bytes() > self.options.dirty_bytes;
-        if full
-            || self.since_checkpoint > self.options.log_bytes
-            || self.loaded.len() > self.options.loaded_cores
-        {
-            if full || self.since_checkpoint > self.options.log_bytes || !self.shed() {
-                self.checkpoint()?;
-            }
+        let must_write = self.floor.pages.dirty_bytes() > self.options.dirty_bytes
+            || self.since_checkpoint > self.options.log_bytes;
+        if must_write || (self.loaded.len() > self.options.loaded_cores && !self.shed()) {
+            self.checkpoint()?;
         }
         Ok(())
     }

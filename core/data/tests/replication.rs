@@ -45,6 +45,25 @@ fn only_what_is_wanted_comes() {
 }
 
 #[test]
+fn what_is_here_already_is_told_at_once() {
+    let mut houses = House::pair(false, 100);
+    houses[1].replication.download(1, 0, Some(100));
+    House::run(&mut houses);
+    let reader = &mut houses[1];
+    reader.replication.want(1, 5);
+    reader.replication.want_seek(1, 50, 0);
+    let download = reader.replication.download(1, 20, Some(30));
+    reader.replication.settle(&mut reader.cores);
+    let events = reader.replication.take_events();
+    let expected = [
+        Event::Block { core: 1, index: 5 },
+        Event::Downloaded { core: 1, download },
+        Event::Sought { core: 1, bytes: 50 },
+    ];
+    assert_eq!(events, expected);
+}
+
+#[test]
 fn it_grows_live_and_a_third_hears_from_the_second() {
     let mut houses = House::pair(false, 10);
     let key = houses[0].core().key();

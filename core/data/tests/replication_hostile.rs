@@ -388,7 +388,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_may_be_said(messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 1..8)) {
+    fn any_bytes_may_be_said(
+        messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 1..8),
+    ) {
         let mut stranger = Stranger::at_writer();
         for message in &messages {
             stranger.raw(message);

@@ -1,5 +1,6 @@
-//! One end of a measured replication over TCP: `serve COUNT SIZE` writes a core and serves it, `fetch PORT KEY COUNT`
-//! reads one whole and says how long that took. `cargo xtask bench data` runs it against itself and the JavaScript stack.
+//! One end of a measured replication over TCP: `serve COUNT SIZE` writes a core and serves it,
+//! `fetch PORT KEY COUNT` reads one whole and says how long that took. `cargo xtask bench replication` runs it against
+//! itself and the JavaScript stack.
 
 use cloudpal_data::core::{Durability, Open};
 use cloudpal_data::crypto::KeyPair;

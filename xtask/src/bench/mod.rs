@@ -3,6 +3,7 @@
 //! Absolute times mean little under software emulation, so each is printed beside a peer measured on the same
 //! machine in the same run, and the accelerator is named.
 
+mod data;
 mod data_replication;
 mod plain_vmm;
 pub mod table;
@@ -35,6 +36,8 @@ pub struct Options {
 enum What {
     /// From the phone's packet to the app's first byte.
     Wake(Wake),
+    /// The cores of a store, ours and those of the JavaScript stack.
+    Data(data::Options),
     /// Whole cores over TCP, between ours and the JavaScript stack.
     Replication(data_replication::Options),
     /// The embedded VMM alone, with its tiny guest: wakes, clones and memory.
@@ -56,6 +59,7 @@ struct Wake {
 pub fn run(options: &Options) -> Result<()> {
     match &options.what {
         What::Wake(options) => wake(options),
+        What::Data(options) => data::run(options),
         What::Replication(options) => data_replication::run(options),
         What::Vmm(options) => vmm::run(options),
     }

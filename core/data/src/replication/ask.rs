@@ -127,10 +127,13 @@ impl CoreState {
         let answered = self.peers.get(&asking.id).map_or(0, |peer| peer.answered);
         let window = usize::try_from(FIRST_WINDOW + answered).map_or(most, |window| window.min(most));
         while let Some(peer) = self.peers.get(&asking.id).filter(|peer| peer.asked.len() < window) {
-            let Some(index) = self.next_block(peer, shown, replica) else { break };
+            let late_ms = asking.now_ms.saturating_sub(options.request_timeout_ms);
+            let next =
+                self.next_block(peer, shown, replica).or_else(|| self.late_block(asking.id, peer, late_ms));
+            let Some(index) = next else { break };
             let Some(peer) = self.peers.get_mut(&asking.id) else { break };
             if !self.gets.contains(&index) {
-                peer.cursor = index + 1;
+                peer.cursor = peer.cursor.max(index + 1);
             }
             let nodes = replica.missing_nodes(index * 2);
             if remote.length < shown.length && end_of_ancestor(index, nodes) > remote.length {
@@ -140,7 +143,7 @@ impl CoreState {
             let wanted = Request { block: Some(Wanted { index, nodes }), ..Request::default() };
             let asked = Asked { wanted, fork: shown.fork, manifest: false };
             asking.send(&mut self.last_request, peer, asked)?;
-            self.under_way.insert(index, asking.id);
+            self.under_way.insert(index, (asking.id, asking.now_ms));
         }
         Ok(())
     }
@@ -166,6 +169,15 @@ impl CoreState {
             }
         });
         downloads.min()
+    }
+
+    /// With nothing else left to ask for: a block that another peer was asked for long ago. Whose answer comes
+    /// first is kept, so who answers drop by drop holds up nothing.
+    fn late_block(&self, id: u64, peer: &Peer, late_ms: u64) -> Option<u64> {
+        let late = |(index, (at, since)): (&u64, &(u64, u64))| {
+            (*at != id && *since < late_ms && peer.bits.has(*index)).then_some(*index)
+        };
+        self.under_way.iter().find_map(late)
     }
 
     /// Of whom the blocks that are wanted are not known to have, the bitfield is asked for.

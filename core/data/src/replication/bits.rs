@@ -194,7 +194,10 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn as_a_set(all in proptest::collection::vec(told(), 1..8), probes in proptest::collection::vec(0..290_000u64, 40)) {
+        fn as_a_set(
+            all in proptest::collection::vec(told(), 1..8),
+            probes in proptest::collection::vec(0..290_000u64, 40),
+        ) {
             let (mut bits, mut set) = (PeerBits::default(), BTreeSet::new());
             for each in all {
                 match each {

@@ -43,6 +43,10 @@ impl Outbox {
     pub fn is_empty(&self) -> bool {
         self.batch.bytes.is_empty()
     }
+
+    pub fn len(&self) -> usize {
+        self.batch.bytes.len()
+    }
 }
 
 /// All of a connection but its stream.

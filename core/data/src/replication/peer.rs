@@ -100,8 +100,8 @@ pub(super) struct CoreState {
     /// Single blocks that are waited for; they go before downloads.
     pub gets: BTreeSet<u64>,
     pub seeks: Vec<Seek>,
-    /// Which connection was asked for a block.
-    pub under_way: HashMap<u64, u64>,
+    /// Which connection was last asked for a block, and when.
+    pub under_way: HashMap<u64, (u64, u64)>,
     /// The connection and the request that are to lengthen the tree.
     pub upgrade: Option<(u64, u64)>,
     pub reorg: Option<Reorg>,
@@ -114,7 +114,7 @@ impl CoreState {
     /// Gives back what request `id` of `connection` was to bring.
     pub fn release(&mut self, connection: u64, id: u64, asked: &Asked) {
         if let Some(block) = asked.wanted.block
-            && self.under_way.get(&block.index) == Some(&connection)
+            && self.under_way.get(&block.index).is_some_and(|(at, _)| *at == connection)
         {
             self.under_way.remove(&block.index);
             self.peers.values_mut().for_each(|peer| peer.look_again_from(block.index));

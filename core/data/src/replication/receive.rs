@@ -6,7 +6,7 @@ use super::{Event, Refusal, Replica, Replicas, Replication};
 use crate::error::DataError;
 use crate::mux::{self, Arrived, Frame};
 use crate::proof::{Data, Request};
-use crate::wire::{Message, PROTOCOL, Span, Sync};
+use crate::wire::{Message, PROTOCOL, Sync};
 
 /// The JavaScript stack asks for at most 512 at once.
 const MAX_TO_ANSWER: usize = 4096;
@@ -17,6 +17,8 @@ const MAX_REFUSED: u32 = 32;
 const MAX_WANTS: usize = 8;
 /// As much as one want asks for; the JavaScript stack sends pages of 1,024 words.
 const MAX_WORDS: usize = 1 << 16;
+/// Of answers that are made at once: refusals of channels.
+const MAX_OUTBOX: usize = 1 << 20;
 const MAX_EXTENSION_NAME: usize = 256;
 
 impl Replication {
@@ -41,6 +43,9 @@ impl Replication {
                 if let Some(arrived) = lines.channels.arrived(frame)? {
                     self.arrived(id, lines, arrived, now_ms, replicas)?;
                 }
+            }
+            if lines.outbox.len() > MAX_OUTBOX {
+                return Err(Refusal::Flood("it opens channels and does not read our answers"));
             }
         }
         Ok(())
@@ -183,22 +188,9 @@ impl Replication {
                 state.release(id, request, &asked);
                 self.touched.insert(core);
             }
-            Message::Want(span) => want(peer, lines, core, span),
-            Message::Unwant(span) => peer.their_wants.retain(|each| *each != span),
-            Message::Bitfield { start, words } => {
-                if words.len() > MAX_WORDS {
-                    return Err(Refusal::Flood("a bitfield of more than 2^21 blocks"));
-                }
-                peer.bits.set_words(start, &words);
-                peer.look_again_from(start);
-                self.touched.insert(core);
-            }
-            Message::Range { drop, start, length } => {
-                if drop {
-                    peer.bits.drop_range(start, length);
-                } else {
-                    peer.bits.set_range(start, length);
-                    peer.look_again_from(start);
+            Message::Want(_) | Message::Unwant(_) | Message::Bitfield { .. } | Message::Range { .. } => {
+                lines.attention.insert(core);
+                if said(peer, message)? {
                     self.touched.insert(core);
                 }
             }
@@ -233,6 +225,7 @@ impl Replication {
         peer.refused = 0;
         peer.answered += 1;
         self.touched.insert(core);
+        self.unsettled.insert(core);
         let shown = replica.shown();
         if data.proof.fork != asked.fork {
             state.release(id, data.request, &asked);
@@ -286,9 +279,9 @@ impl Replication {
         self.events.push_back(Event::Failed { core, error });
     }
 
-    /// Tells of downloads and seeks that what has come has ended.
-    pub(super) fn check_waiting<C: Replicas>(&mut self, replicas: &mut C) {
-        for core in self.touched.clone() {
+    /// Tells of the blocks, downloads and seeks that were waited for and are here, be it that they were so before.
+    pub fn settle<C: Replicas>(&mut self, replicas: &mut C) {
+        for core in std::mem::take(&mut self.unsettled) {
             let Some(state) = self.cores.get_mut(&core) else { continue };
             if state.downloads.is_empty() && state.seeks.is_empty() && state.gets.is_empty() {
                 continue;
@@ -359,14 +352,35 @@ fn synced(peer: &mut Peer, sync: Sync, fork: u64) {
     }
 }
 
-fn want(peer: &mut Peer, lines: &mut Lines, core: u64, span: Span) {
-    if !peer.their_wants.contains(&span) {
-        if peer.their_wants.len() >= MAX_WANTS {
-            peer.their_wants.pop_front();
+/// What the peer says of blocks. Answers whether there may be something to ask of it now.
+fn said(peer: &mut Peer, message: Message) -> Result<bool, Refusal> {
+    match message {
+        Message::Want(span) => {
+            if !peer.their_wants.contains(&span) {
+                if peer.their_wants.len() >= MAX_WANTS {
+                    peer.their_wants.pop_front();
+                }
+                peer.their_wants.push_back(span);
+            }
+            peer.wants_to_answer.push_back(span);
+            peer.wants_to_answer.truncate(MAX_WANTS);
         }
-        peer.their_wants.push_back(span);
+        Message::Unwant(span) => peer.their_wants.retain(|each| *each != span),
+        Message::Bitfield { start, words } => {
+            if words.len() > MAX_WORDS {
+                return Err(Refusal::Flood("a bitfield of more than 2^21 blocks"));
+            }
+            peer.bits.set_words(start, &words);
+            peer.look_again_from(start);
+            return Ok(true);
+        }
+        Message::Range { drop: true, start, length } => peer.bits.drop_range(start, length),
+        Message::Range { drop: false, start, length } => {
+            peer.bits.set_range(start, length);
+            peer.look_again_from(start);
+            return Ok(true);
+        }
+        _ => {}
     }
-    peer.wants_to_answer.push_back(span);
-    peer.wants_to_answer.truncate(MAX_WANTS);
-    lines.attention.insert(core);
+    Ok(false)
 }

@@ -21,8 +21,8 @@ use tokio::sync::{Notify, Semaphore};
 const READ_BYTES: usize = 256 << 10;
 /// How often time is let pass for keep-alives and requests that take too long.
 const TICK: Duration = Duration::from_millis(500);
-/// No more is read while so many events wait.
-const MAX_EVENTS: usize = 4096;
+/// No more is read while events of so many bytes wait.
+const MAX_EVENT_BYTES: usize = 4 << 20;
 /// After a failed accept, as when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -48,6 +48,7 @@ struct Inner<C> {
     replication: Replication,
     cores: C,
     events: VecDeque<Event>,
+    event_bytes: usize,
     /// What wakes the writer of a connection.
     writers: HashMap<u64, Arc<Notify>>,
 }
@@ -72,9 +73,18 @@ impl<C> Inner<C> {
                 writer.notify_one();
             }
         }
+        self.event_bytes += events.iter().map(event_bytes).sum::<usize>();
         self.events.extend(events);
         news.notify_waiters();
     }
+}
+
+fn event_bytes(event: &Event) -> usize {
+    let text = match event {
+        Event::Extension { name, message, .. } => name.len() + message.len(),
+        _ => 0,
+    };
+    size_of::<Event>() + text
 }
 
 struct Shared<C> {
@@ -105,6 +115,7 @@ impl<C: Replicas + Send + 'static> Hub<C> {
             replication: Replication::new(own, options),
             cores,
             events: VecDeque::new(),
+            event_bytes: 0,
             writers: HashMap::new(),
         };
         Hub {
@@ -132,6 +143,7 @@ impl<C: Replicas + Send + 'static> Hub<C> {
         let mut inner = self.lock();
         let Inner { replication, cores, .. } = &mut *inner;
         let answer = act(replication, cores);
+        replication.settle(cores);
         inner.settle(&self.shared.news);
         answer
     }
@@ -142,7 +154,11 @@ impl<C: Replicas + Send + 'static> Hub<C> {
             let news = self.shared.news.notified();
             let mut news = std::pin::pin!(news);
             news.as_mut().enable();
-            let events = std::mem::take(&mut self.lock().events);
+            let events = {
+                let mut inner = self.lock();
+                inner.event_bytes = 0;
+                std::mem::take(&mut inner.events)
+            };
             if !events.is_empty() {
                 self.shared.room.notify_waiters();
                 return events;
@@ -235,7 +251,7 @@ impl<C: Replicas + Send + 'static> Hub<C> {
                 let outcome = replication.receive(connection, &buffer[..count], now_ms, cores);
                 inner.settle(&self.shared.news);
                 match outcome {
-                    Ok(()) => inner.events.len() < MAX_EVENTS,
+                    Ok(()) => inner.event_bytes < MAX_EVENT_BYTES,
                     Err(Refusal::NoConnection) => return Ended::ByUs,
                     Err(refusal) => return refusal.into(),
                 }
@@ -251,7 +267,7 @@ impl<C: Replicas + Send + 'static> Hub<C> {
             let room = self.shared.room.notified();
             let mut room = std::pin::pin!(room);
             room.as_mut().enable();
-            if self.lock().events.len() < MAX_EVENTS {
+            if self.lock().event_bytes < MAX_EVENT_BYTES {
                 return;
             }
             room.await;
