@@ -17,7 +17,7 @@ const OEM: [u8; 6] = *b"CLDPAL";
 const TABLE: [u8; 8] = *b"CLDPALVM";
 const REVISION: u32 = 1;
 const SDT_HEADER: u32 = 36;
-/// Of the boot flags in the FADT: there is no VGA (bit 2), MSI must not be used (bit 3), there is no CMOS clock (bit 5).
+/// Of the boot flags in the FADT: there is no VGA (bit 2), MSI must not be used (bit 3), there is no CMOS clock (5).
 const BOOT_FLAGS: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 /// "Off", as `_S5` and the sleep control register have it.
 pub const SLEEP_TYPE_OFF: u8 = 5;

@@ -1,6 +1,6 @@
-//! The state in which a kernel finds the machine, at Firecracker's addresses. Either Linux' 64-bit boot protocol (Linux:
-//! Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL"): long mode, the first GiB mapped one to one, `rsi` at the
-//! zero page. Or PVH (Xen: docs/misc/pvh.pandoc): protected mode without paging, `rbx` at the start information.
+//! The state in which a kernel finds the machine, at Firecracker's addresses. Either Linux' 64-bit boot protocol
+//! (Linux: Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL"): long mode, the first GiB mapped one to one, `rsi`
+//! at the zero page. Or PVH (Xen: docs/misc/pvh.pandoc): protected mode without paging, `rbx` at the start information.
 
 use crate::{
     Error,

@@ -1,7 +1,7 @@
 //! A machine's threads, started before there is a machine: to start a thread at a wake would cost as much as the rest
 //! of the wake.
 //!
-//! Invariant: a thread has done its hook's work before anybody is given it; what it is given it does once, then it ends.
+//! Invariant: a thread has done its hook's work before anybody is given it; what it is given it does once, and ends.
 
 use crate::Error;
 use std::{

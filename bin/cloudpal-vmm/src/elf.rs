@@ -1,5 +1,5 @@
-//! A kernel as a 64-bit x86 ELF, each segment at its physical address. Whatever is odd is refused before a byte of it is
-//! in the guest's memory.
+//! A kernel as a 64-bit x86 ELF, each segment at its physical address. Whatever is odd is refused before a byte of it
+//! is in the guest's memory.
 
 use crate::{
     kernel::{Image, Refusal},

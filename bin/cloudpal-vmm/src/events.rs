@@ -5,8 +5,8 @@
 //!     └──────────── stop ────────────► gone
 //! ```
 //! Invariants:
-//! - When `pause` returns, no device is at work, and none is until `resume`: no frame is taken from a TAP. Doorbells and
-//!   edges meanwhile are not lost; the thread finds them when it goes on.
+//! - When `pause` returns, no device is at work, and none is until `resume`: no frame is taken from a TAP. Doorbells
+//!   and edges meanwhile are not lost; the thread finds them when it goes on.
 //! - Each due queue gets one bounded call per turn: no device keeps the others waiting for longer than that.
 //! - Nothing that a guest does makes this thread allocate.
 #![allow(unsafe_code)]

@@ -1,21 +1,18 @@
 //! The embedded VMM: one process, one microVM, on KVM and the rust-vmm crates.
 //!
 //! ```text
-//!  Host ──reserve──► Spare ──boot(ELF)──────────► Machine ◄──┐
-//!  (/dev/kvm)        VM, irqchip, vCPU,             │ run    │ run ended: Break, Kick
-//!                    memory slot: no state yet      └────────┘
-//!                      ▲                              │ save
-//!                      │ pool                         ▼
-//!                      └──wake(Snapshot)──────── state + memory files, never changed again
+//!  Host ──make──► Spare ──boot(kernel, devices)──► Machine ──launch──► Live: Paused ◄─pause, resume─► Running
+//!  (/dev/kvm)     VM, memory, wires, vCPUs:          │ run: one vCPU,    │ save                          │
+//!                 no state yet                       │ this thread       ▼                               ▼
+//!                   ▲                                └──save──► state + memory, or state + diff        Ended
+//!                   │ pool                                        │
+//!                   └──wake(state, memory, diff, devices)─────────┘ never changed again
 //! ```
 //!
 //! Invariants:
 //! - A `Spare` becomes a `Machine` or is dropped; no machine's state is ever put into a VM that has run.
 //! - A snapshot's memory file is mapped privately: any number of machines wake from it, and it never changes.
 //! - Nothing that a guest does, and nothing that stands in a file, makes this crate panic.
-//!
-//! Today's guest is the tiny one in `guest/`: `virtio` has a network device, but no machine has it on its bus yet, and
-//! a snapshot knows nothing of it.
 
 mod acpi;
 mod boot;

@@ -83,7 +83,7 @@ impl Memory {
         let guard = slice.ptr_guard_mut();
         let mut done = 0;
         while done < len {
-            // SAFETY: `slice` is `len` mapped bytes of guest memory, which nothing of Rust's refers to; `done` is below.
+            // SAFETY: `slice` is `len` mapped bytes of guest memory, which nothing of Rust's refers to; `done` is less.
             let read = unsafe {
                 let to = guard.as_ptr().add(done);
                 libc::pread(file.as_raw_fd(), to.cast(), len - done, (offset + done as u64) as libc::off_t)

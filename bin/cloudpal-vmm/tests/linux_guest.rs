@@ -249,13 +249,25 @@ fn the_init_says_hello_on_the_control_port_also_after_a_wake() {
         files.save(&mut live, false);
         drop(live);
 
-        let dir = tempfile::tempdir().expect("a directory");
-        let (live, mut com1) = files.wake_with(&host, &files.memory, None, vcpus, control(dir.path()));
-        let started = Instant::now();
-        let mut stream = UnixStream::connect(dir.path().join("control")).expect("attaches");
-        stream.write_all(b"\n{\"power_off\":{}}\nno message\n").expect("writes");
-        com1.until("a message from the host is not understood", 60);
-        eprintln!("{vcpus} vCPUs: the woken init answers after {:?}", started.elapsed());
-        drop(live);
+        for clone in 0..3 {
+            let dir = tempfile::tempdir().expect("a directory");
+            let started = Instant::now();
+            let devices = control(dir.path());
+            let (live, _com1) = files.wake_with(&host, &files.memory, None, vcpus, devices);
+            let stream = UnixStream::connect(dir.path().join("control")).expect("attaches");
+            for round in 0..3 {
+                ask_for_stats(&stream, round);
+                eprintln!("{vcpus} vCPUs, clone {clone}: answer {round} after {:?}", started.elapsed());
+            }
+            drop(live);
+        }
     }
+}
+
+fn ask_for_stats(mut stream: &UnixStream, id: u32) {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    writeln!(stream, "\n{{\"id\":{id},\"ask\":{{\"ask\":\"stats\"}}}}").expect("writes");
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("a line in time");
+    assert!(line.contains("memory_total_kib") && line.contains(&format!("\"id\":{id}")), "{line}");
 }

@@ -42,8 +42,8 @@ fn host() -> Option<Host> {
     }
 }
 
-/// The simplest device that needs all of the machine: its first queue has buffers for what comes over a wire, its second
-/// what goes out; what goes out is counted, and the count is its configuration and its state.
+/// The simplest device that needs all of the machine: its first queue has buffers for what comes over a wire, its
+/// second what goes out; what goes out is counted, and the count is its configuration and its state.
 struct Wire {
     wire: UnixDatagram,
     sent: u8,

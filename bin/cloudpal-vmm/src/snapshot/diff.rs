@@ -1,12 +1,13 @@
 //! What a machine changed in the memory that it woke from: the file `diff`, beside the `memory` that it belongs to.
 //!
 //! ```text
-//!  header, 64 bytes │ extents: offset and length, 8 bytes each │ to the next 4096 │ the extents' bytes, one after another
+//!  header, 64 bytes │ extents: offset and length, 8 bytes each │ to the next 4096 │ the extents' bytes
 //! ```
 //! Invariants:
 //! - A page is changed when this process has a copy of its own of it. The kernel knows (Linux:
 //!   Documentation/admin-guide/mm/pagemap.rst): such a page is present or swapped out, and not the file's.
-//! - A diff is always against the file that the first machine of the line woke from: a wake needs two files, never more.
+//! - A diff is always against the file that the first machine of the line woke from: a wake needs two files, never
+//!   more.
 //! - Nothing of a foreign file is put into memory before all its numbers were found true.
 
 use super::{PIECE, Refusal};
