@@ -14,7 +14,7 @@ use super::{
     },
     api::Api,
     log::Log,
-    memory,
+    memory::{self, Block},
     relay::Relay,
     start::NEXT,
 };
@@ -102,19 +102,33 @@ impl Machine {
         let save: Value = json!({ "snapshot_type": "Full", "mem_file_path": memory, "snapshot_path": state });
         self.api.put("/snapshot/create", &save, SAVE_PATIENCE).await?;
         idle(still_idle)?;
+        let blocks = self.survey(still_idle).await?;
         let (spec, identity) = (self.spec().clone(), self.identity.clone());
         blocking_io("the snapshot", move || {
             for (name, from) in ["memory", "state"].into_iter().zip(NEXT) {
                 draft.link(name, &spec.dir.join(from))?;
             }
-            // By way of the daemon's own name for it.
-            let memory = File::options().read(true).write(true).open(spec.dir.join(NEXT[0]))?;
-            let blocks = memory::survey(&memory)?;
             let files = [("memory", Verify::Length), ("state", Verify::Content)];
             draft.complete(&spec, &identity, &files, &blocks)
         })
         .await?;
         idle(still_idle)
+    }
+
+    /// Looks through the memory file that Firecracker wrote, by way of the daemon's own name for it.
+    async fn survey(&self, still_idle: StillIdle<'_>) -> Result<Vec<Block>, Unfinished> {
+        let path = self.spec().dir.join(NEXT[0]);
+        let opened = File::options().read(true).write(true).open(&path);
+        let file = opened.map_err(|error| Problem::io(path.display(), &error))?;
+        let length = file.metadata().map_err(|error| Problem::io(path.display(), &error))?.len();
+        let (file, mut blocks, mut from) = (Arc::new(file), Vec::new(), 0);
+        while from < length {
+            let shared = file.clone();
+            blocks.extend(blocking_io("the snapshot", move || memory::survey(&shared, from)).await?);
+            idle(still_idle)?;
+            from += memory::STEP_BYTES;
+        }
+        Ok(blocks)
     }
 
     /// Runs on.

@@ -13,12 +13,15 @@ const BLOCK_BYTES: usize = 256 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block(u64, u32);
 
-/// Makes holes of what is zero and sums up the rest.
-pub fn survey(file: &File) -> io::Result<Vec<Block>> {
+/// What is surveyed at a time: the caller may change its mind in between.
+pub const STEP_BYTES: u64 = 32 << 20;
+
+/// From that byte on, makes holes of what is zero and sums up the rest, for one step.
+pub fn survey(file: &File, from: u64) -> io::Result<Vec<Block>> {
     let length = file.metadata()?.len();
     let mut buffer = vec![0; BLOCK_BYTES];
     let mut blocks = Vec::new();
-    for at in (0..length).step_by(BLOCK_BYTES) {
+    for at in (from..length.min(from + STEP_BYTES)).step_by(BLOCK_BYTES) {
         let block = read_block(file, at, length, &mut buffer)?;
         if block.iter().all(|&byte| byte == 0) {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -85,7 +88,7 @@ mod tests {
         file.write_all_at(&vec![0; usize::try_from(length).unwrap()], 0).unwrap();
         file.write_all_at(b"first", 17).unwrap();
         file.write_all_at(b"last", length - 4).unwrap();
-        let blocks = survey(&file).unwrap();
+        let blocks = survey(&file, 0).unwrap();
         assert_eq!(blocks.len(), 2);
         assert!(file.metadata().unwrap().blocks() * 512 <= 2 * BLOCK_BYTES as u64);
         assert_eq!(verify(&file, &blocks).unwrap(), Ok(()));
