@@ -33,7 +33,7 @@ impl TenantData {
             let blocks: Vec<&[u8]> = blocks.iter().map(AsRef::as_ref).collect();
             data.within_quota(blocks.iter().map(|block| block.len() as u64).sum())?;
             let version = subject.main.core.append(&blocks, cloudpal_data::core::Durability::Synced)?;
-            data.wrote(&[subject.main.clone()]);
+            data.wrote(std::slice::from_ref(&subject.main));
             Ok(DataVersion { version })
         })
         .await
@@ -108,7 +108,7 @@ impl TenantData {
                     });
                 }
             }
-            data.wrote(&[subject.main.clone()]);
+            data.wrote(std::slice::from_ref(&subject.main));
             Ok(DataVersion { version: core.info()?.length })
         })
         .await

@@ -137,7 +137,7 @@ impl TenantData {
             _ => Err(WRONG),
         });
         let version = written.await?;
-        self.wrote(&[item.main.clone()]);
+        self.wrote(std::slice::from_ref(&item.main));
         Ok(DataVersion { version })
     }
 

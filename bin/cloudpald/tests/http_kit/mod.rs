@@ -77,15 +77,19 @@ impl DataBackend for Fake {
     ) -> Result<api::DataVersion, Problem> {
         Err(missing())
     }
-    async fn entry_delete(&self, _: &Name, _: &Name, _: &[u8]) -> Result<api::DataVersion, Problem>;
+    async fn entry_delete(&self, _: &Name, _: &Name, _: &[u8]) -> Result<api::DataVersion, Problem> {
+        Err(missing())
+    }
+
     async fn entry_history(
         &self,
-        tenant: &Name,
-        name: &Name,
-        query: api::HistoryQuery,
+        _: &Name,
+        _: &Name,
+        _: api::HistoryQuery,
     ) -> Result<api::EntryList, Problem> {
         Err(missing())
     }
+
     async fn files(&self, _: &Name, _: &Name, _: api::FileListQuery) -> Result<api::FileList, Problem> {
         Err(missing())
     }

@@ -56,7 +56,7 @@ async fn one(
     Query(query): Query<api::VersionQuery>,
     headers: HeaderMap,
 ) -> Answer<Response> {
-    let part = headers.get(header::RANGE).map(|range| part(range)).transpose()?;
+    let part = headers.get(header::RANGE).map(part).transpose()?;
     let path = format!("/{path}");
     let content = daemon.file(&tenant, &name, &path, query.version, part).await?.ok_or_else(|| {
         let mend = format!("`cloudpal drive ls {tenant} {name}` shows what there is");
