@@ -313,12 +313,14 @@ fn encodings_are_those_of_javascript() {
     assert_eq!(Utf8::decode(b"a\xff").unwrap(), "a\u{fffd}");
 }
 
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A model: the standard library's sorted map, with every version.
 #[test]
 fn every_version_is_as_a_sorted_map_says() {
     let (mut next, mut model) = (Random(99), BTreeMap::new());
     let mut bee = Bee::new(MemoryFeed::default());
-    let mut versions: Vec<(u64, BTreeMap<Vec<u8>, Vec<u8>>)> = Vec::new();
+    let mut versions: Vec<(u64, Model)> = Vec::new();
     for _ in 0..1500 {
         let key = format!("{}", next.below(300)).into_bytes();
         let value = format!("{}", next.below(1 << 20)).into_bytes();

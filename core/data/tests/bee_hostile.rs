@@ -5,6 +5,7 @@ mod feed_kit;
 use cloudpal_data::bee::{Bee, KeyRange};
 use feed_kit::{MemoryFeed, Random};
 use proptest::prelude::*;
+use proptest::sample::Index;
 
 fn bee_of(ops: u64, batch: u64) -> Vec<Vec<u8>> {
     let (mut bee, mut next) = (Bee::new(MemoryFeed::default()), Random(7));
@@ -101,8 +102,8 @@ proptest! {
     #[test]
     fn changed_blocks(
         batch in 1..6u64,
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..30),
-        swaps in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..4),
+        changes in prop::collection::vec((any::<Index>(), any::<Index>(), any::<u8>()), 1..30),
+        swaps in prop::collection::vec((any::<Index>(), any::<Index>()), 0..4),
     ) {
         let mut blocks = bee_of(120, batch);
         for (block, byte, value) in changes {
@@ -127,7 +128,8 @@ proptest! {
         let mut blocks = bee_of(1, 1);
         blocks.truncate(1);
         for (at, levels) in nodes.iter().enumerate() {
-            let levels: Vec<(&[u8], &[u8])> = levels.iter().map(|(keys, children)| (&keys[..], &children[..])).collect();
+            let levels: Vec<(&[u8], &[u8])> =
+                levels.iter().map(|(keys, children)| (&keys[..], &children[..])).collect();
             blocks.push(block(&format!("{}", (at * 5) % 8), &levels));
         }
         exercise(blocks);

@@ -145,10 +145,11 @@ impl Session {
     }
 }
 
-/// Of each core: its fork, its blocks, its user data.
-type State = Vec<(u64, Vec<Option<Vec<u8>>>, Option<Vec<u8>>)>;
+/// Of a core: its fork, its blocks, its user data.
+type OfCore = (u64, Vec<Option<Vec<u8>>>, Option<Vec<u8>>);
+type State = Vec<OfCore>;
 
-fn state_of(core: &Core) -> (u64, Vec<Option<Vec<u8>>>, Option<Vec<u8>>) {
+fn state_of(core: &Core) -> OfCore {
     let block = |index| match core.get(index) {
         Ok(block) => Some(block),
         Err(DataError::NotHere { .. }) => None,
@@ -305,7 +306,7 @@ fn any_act() -> impl Strategy<Value = Act> {
     let durability = prop_oneof![3 => Just(Durability::Buffered), 1 => Just(Durability::Synced)];
     let writer = || 0..WRITERS;
     prop_oneof![
-        6 => (writer(), blocks, durability).prop_map(|(writer, blocks, durability)| Act::Append(writer, blocks, durability)),
+        6 => (writer(), blocks, durability).prop_map(|(writer, blocks, how)| Act::Append(writer, blocks, how)),
         1 => writer().prop_map(Act::Sync),
         1 => (writer(), any::<u8>()).prop_map(|(writer, share)| Act::Truncate(writer, share)),
         2 => (writer(), any::<u8>()).prop_map(|(writer, share)| Act::Clear(writer, share)),

@@ -1,5 +1,5 @@
-//! Bees, drives, tries and consumers on the cores of a store: what they wrote is there when it is opened again, in plain and in
-//! encrypted cores, and what is purged gives its space back.
+//! Bees, drives, tries and consumers on the cores of a store: what they wrote is there when it is opened
+//! again, in plain and in encrypted cores, and what is purged is gone.
 
 use cloudpal_data::DataError;
 use cloudpal_data::bee::{Bee, KeyRange};

@@ -448,7 +448,8 @@ fn the_golden_store_of_version_1() {
     }
     let files: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     let files = files.as_object().unwrap().iter();
-    let disk = MemoryDisk::of(files.map(|(file, hex)| (file.parse().unwrap(), golden_kit::bytes(hex))).collect());
+    let disk =
+        MemoryDisk::of(files.map(|(file, hex)| (file.parse().unwrap(), golden_kit::bytes(hex))).collect());
     let store = open_at(&disk, 50, SMALL).unwrap();
     check_golden(&store);
     store.compact().unwrap();

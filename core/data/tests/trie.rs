@@ -9,6 +9,7 @@ use cloudpal_data::trie::{Change, Entry, ListOptions, PutOptions, Trie};
 use feed_kit::{MemoryFeed, Random, assert_digest, hex, hex_list, unhex_list};
 use javascript_kit::Peer;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -259,8 +260,8 @@ proptest! {
 
     #[test]
     fn changed_blocks(
-        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..30),
-        swaps in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..4),
+        changes in prop::collection::vec((any::<Index>(), any::<Index>(), any::<u8>()), 1..30),
+        swaps in prop::collection::vec((any::<Index>(), any::<Index>()), 0..4),
     ) {
         let mut trie = Trie::new(MemoryFeed::default());
         run(&mut trie, &json!({ "seed": 3, "count": 80, "keys": 8, "batch": 3 }));

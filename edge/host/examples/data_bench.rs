@@ -25,7 +25,11 @@ fn main() -> Outcome<()> {
         [dir, "idle", count] => idle(Path::new(dir), count.parse()?)?,
         [dir, "grow", blocks] => grow(Path::new(dir), blocks.parse()?)?,
         [dir, round] => round_of(&Path::new(dir).join(round))?,
-        _ => return Err("usage: data_bench DIR ROUND | DIR cores COUNT | DIR idle COUNT | DIR grow BLOCKS".into()),
+        _ => {
+            return Err(
+                "usage: data_bench DIR ROUND | DIR cores COUNT | DIR idle COUNT | DIR grow BLOCKS".into()
+            );
+        }
     };
     println!("{measured}");
     Ok(())
@@ -139,7 +143,9 @@ fn cores(dir: &Path, count: u32) -> Outcome<Value> {
     }
     store.checkpoint()?;
     let (disk_bytes, descriptors) = (store.usage()?.disk_bytes, disk.open_files());
-    Ok(json!({"make ms": make_ms, "spread appends": spread_rate, "descriptors": descriptors, "disk bytes": disk_bytes}))
+    Ok(
+        json!({"make ms": make_ms, "spread appends": spread_rate, "descriptors": descriptors, "disk bytes": disk_bytes}),
+    )
 }
 
 /// What it costs to have them, in a process that does nothing else.

@@ -116,8 +116,8 @@ impl House {
     /// Nothing more arrives over the last house's `connection`, in both directions; nobody is told.
     pub fn cut(houses: &mut [House], connection: u64, cut: bool) {
         let last = houses.len() - 1;
-        for at in 0..houses.len() {
-            for wire in &mut houses[at].wires {
+        for (at, house) in houses.iter_mut().enumerate() {
+            for wire in &mut house.wires {
                 let here = at == last && wire.connection == connection;
                 if here || (wire.to == last && wire.their_connection == connection) {
                     wire.cut = cut;
