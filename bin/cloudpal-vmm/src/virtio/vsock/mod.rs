@@ -2,8 +2,8 @@
 //!
 //! The client's first line says what it wants, as with Firecracker: `CONNECT <guest's port>\n`, answered by
 //! `OK <host's port>\n` once the guest has taken it. A jailed process opens no socket of its own, so for a connection
-//! that the guest begins a client waits here beforehand: `ACCEPT <host's port>\n`, answered by `OK <guest's port>\n` when
-//! the guest comes. Each waits for one connection; a guest that nobody waits for is refused.
+//! that the guest begins a client waits here beforehand: `ACCEPT <host's port>\n`, answered by `OK <guest's port>\n`
+//! when the guest comes. Each waits for one connection; a guest that nobody waits for is refused.
 //!
 //! Invariants:
 //! - There are `CONNECTIONS_MAX` clients at most; the others wait in the listener's queue. None costs more memory than
