@@ -98,8 +98,10 @@ fn plain_network(mut ours: &File, wire: &UnixDatagram, size: usize) -> io::Resul
     let (mut frame, mut excess) = (vec![1; size], [0]);
     speed(BYTES.min(size * FRAMES_MAX), |_| {
         wire.send(&frame)?;
-        ours.read_vectored(&mut [IoSliceMut::new(&mut frame), IoSliceMut::new(&mut excess)])?;
-        ours.write_vectored(&[IoSlice::new(&frame)])?;
+        let received =
+            ours.read_vectored(&mut [IoSliceMut::new(&mut frame), IoSliceMut::new(&mut excess)])?;
+        let sent = ours.write_vectored(&[IoSlice::new(&frame)])?;
+        assert_eq!((received, sent), (size, size));
         Ok(size + wire.recv(&mut frame)?)
     })
 }
