@@ -42,7 +42,8 @@ pub fn build(profile: Profile) -> Result<Programs> {
 /// The embedded VMM for production: static, for a jail without files, and a third less memory.
 pub fn static_vmm() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let mut cargo = shell::cargo(&["build", "--release", "--locked", "--package", "cloudpal-vmm", "--target", TARGET]);
+    let mut cargo =
+        shell::cargo(&["build", "--release", "--locked", "--package", "cloudpal-vmm", "--target", TARGET]);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
     shell::run(&mut cargo)?;
     Ok(paths::target().join(TARGET).join("release/cloudpal-vmm"))

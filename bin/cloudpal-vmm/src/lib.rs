@@ -31,6 +31,7 @@ pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod pool;
+mod random;
 pub mod snapshot;
 pub mod state;
 pub mod tiny_guest;

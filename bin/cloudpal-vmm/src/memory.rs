@@ -123,7 +123,7 @@ impl Memory {
     /// before its first instruction.
     pub(crate) fn renew(&self) -> Result<(), Error> {
         let mut fresh = [0; 48];
-        getrandom::fill(&mut fresh).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
+        crate::random::fill(&mut fresh).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
         self.write(RENEWAL_PAGE, &fresh)
     }
 

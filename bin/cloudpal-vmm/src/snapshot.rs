@@ -96,7 +96,7 @@ impl Machine {
     /// Saves all of the machine, which is not running.
     pub fn save(&mut self, save: Save<'_>) -> Result<Saved, Error> {
         let mut state = self.state()?;
-        getrandom::fill(&mut state.pairing).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
+        crate::random::fill(&mut state.pairing).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
         let told = Error::file("/proc/self/pagemap");
         let changed = self.memory.changed().map_err(told)?;
         let saved = match (save.diff, self.base, &changed) {
@@ -177,7 +177,7 @@ impl Snapshot {
     /// Saves the machine, which is not running, under that name.
     pub fn take(machine: &mut Machine, dir: &Path) -> Result<(), Error> {
         let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
+        crate::random::fill(&mut random).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
         let fresh = beside(dir, &random)?;
         let written = write(machine, &fresh).and_then(|()| put_in_place(&fresh, dir));
         if written.is_err() {

@@ -11,8 +11,8 @@
 //! line's first byte. A VMM that has no machine yet ends with its channel; one that has a machine lives on, and a later
 //! daemon connects to its socket, starting with an empty line. Both sides skip empty lines.
 //!
-//! The VMM is not trusted by the daemon: a guest may have taken it over. Whoever reads this channel bounds every line by
-//! [`MAX_LINE_BYTES`], and no descriptor is ever taken from it.
+//! The VMM is not trusted by the daemon: a guest may have taken it over. Whoever reads this channel bounds every line
+//! by [`MAX_LINE_BYTES`], and no descriptor is ever taken from it.
 
 use serde::{Deserialize, Serialize};
 

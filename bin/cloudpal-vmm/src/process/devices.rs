@@ -1,6 +1,6 @@
 //! Which devices a machine has, made of the descriptors that came for it.
 //!
-//! Invariant: the same descriptors always make the same devices in the same order, for a snapshot has them slot by slot.
+//! Invariant: the same descriptors always make the same devices in the same order: a snapshot has them slot by slot.
 
 use super::{Files, Refusal};
 use cloudpal_model::vmm::{self, File as Handed};

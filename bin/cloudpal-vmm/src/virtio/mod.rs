@@ -22,6 +22,7 @@ pub mod mmio;
 pub mod net;
 pub mod rate;
 pub mod rng;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use virtio_queue::Queue;

@@ -37,7 +37,7 @@ impl Rng {
             let wanted = if chain.malformed { 0 } else { chain.writable.bytes().min(ANSWER_MAX) };
             let bytes = &mut bytes[..wanted];
             // A host that has none yet gives none: no guess is better than a bad one.
-            let filled = getrandom::fill(bytes).is_ok() && chain.writable.write(bytes).is_some();
+            let filled = crate::random::fill(bytes).is_ok() && chain.writable.write(bytes).is_some();
             chain.answer(queue, memory, if filled { wanted } else { 0 })?;
             // An empty request is one, too.
             self.limiter.charge(wanted.max(64));

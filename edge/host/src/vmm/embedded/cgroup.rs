@@ -11,8 +11,8 @@ use std::{
 /// Below the hierarchy's top, beside the daemon's own group: VMMs outlive the daemon.
 const NAME: &str = "cloudpal-vmm";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// What a VMM needs beside its guest's memory: its own, page tables, the kernel's part of KVM, and the pages of the files
-/// that it writes, which may lie in memory.
+/// What a VMM needs beside its guest's memory: its own, page tables, the kernel's part of KVM, and the pages of the
+/// files that it writes, which may lie in memory.
 const OVERHEAD_MIB: u64 = 256;
 /// A sleep writes all of the guest's memory to a file once more.
 const COPIES: u64 = 2;

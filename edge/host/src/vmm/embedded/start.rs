@@ -42,7 +42,8 @@ const STARTED: &str = "started";
 const CHANNEL_SOCKET: &str = "vmm.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 
-const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k pci=off random.trust_cpu=on audit=0 lsm= \
+const KERNEL_PARAMETERS: &str = "\
+    console=ttyS0 quiet loglevel=4 panic=-1 reboot=k pci=off random.trust_cpu=on audit=0 lsm= \
     8250.nr_uarts=1 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd cryptomgr.notests";
 
 pub(super) struct Start<'a> {
