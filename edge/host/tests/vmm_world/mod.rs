@@ -1,12 +1,9 @@
 //! What the VMM tests share: a namespace with one TAP, a tiny image, and a machine's specification.
 
 use cloudpal_compute::driver::MachineSpec;
-use cloudpal_host::{
-    net::{
-        namespace::Namespace,
-        tap::{Counters, Tap},
-    },
-    vmm::{QemuDriver, QemuSettings},
+use cloudpal_host::net::{
+    namespace::Namespace,
+    tap::{Counters, Tap},
 };
 use cloudpal_model::{
     MachineId,
@@ -59,11 +56,10 @@ impl World {
         let rootfs = dir.path().join("root.erofs");
         make_image(&target, dir.path(), &rootfs)?;
 
-        let id = MachineId(1);
         let name = format!("vmm-{name}-{}", std::process::id());
         let (namespace, _) = Namespace::open_or_create(&name).unwrap();
         let counters = Counters::open(&namespace).unwrap();
-        let tap = Arc::new(Tap::open(&namespace, id, counters).unwrap());
+        let tap = Arc::new(Tap::open(&namespace, MachineId(1), counters).unwrap());
         let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
         let v6 = "net.ipv6.conf";
         sh(&format!(
@@ -73,28 +69,16 @@ impl World {
             mac(HOST_MAC),
             mac(GUEST_MAC)
         ));
-        let spec = MachineSpec {
-            unikernel: None,
-            id,
-            dir: dir.path().join("machine"),
-            run_dir: dir.path().join("run"),
-            rootfs,
-            memory_mib: 128,
-            vcpus: 1,
-            disk_mib: 256,
-            mac: GUEST_MAC,
-            guest: guest_config(),
-        };
+        let spec = machine_spec(dir.path());
         Some(World { namespace, name, tap, spec, guest_dir, dir })
     }
 
-    pub fn driver(&self) -> QemuDriver {
-        self.driver_as(None)
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
-    pub fn driver_as(&self, first_uid: Option<u32>) -> QemuDriver {
-        let settings = QemuSettings { first_uid, ..QemuSettings::new(&self.guest_dir) };
-        QemuDriver::new(settings).unwrap()
+    pub fn guest_dir(&self) -> &Path {
+        &self.guest_dir
     }
 
     /// A file system of that size, until it is dropped.
@@ -152,13 +136,30 @@ impl Drop for Small {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // A VMM outlives whoever started it; one that a failed test left behind is still recognized by its directory.
+        // A VMM outlives whoever started it; one that a failed test left behind still has the lock open.
         let pid = fs::read_to_string(self.spec.run_dir.join("vmm.pid")).unwrap_or_default();
-        let arguments = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-        if String::from_utf8_lossy(&arguments).contains(&*self.spec.run_dir.to_string_lossy()) {
+        let lock = self.spec.run_dir.join("vmm.lock");
+        let mut open = fs::read_dir(format!("/proc/{}/fd", pid.trim())).into_iter().flatten().flatten();
+        if open.any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == lock)) {
             let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
         }
         let _ = Namespace::remove(&self.name);
+    }
+}
+
+/// The machine whose world lies in that directory.
+pub fn machine_spec(dir: &Path) -> MachineSpec {
+    MachineSpec {
+        unikernel: None,
+        id: MachineId(1),
+        dir: dir.join("machine"),
+        run_dir: dir.join("run"),
+        rootfs: dir.join("root.erofs"),
+        memory_mib: 128,
+        vcpus: 1,
+        disk_mib: 256,
+        mac: GUEST_MAC,
+        guest: guest_config(),
     }
 }
 
