@@ -1,5 +1,5 @@
 //! The embedded driver with the tiny guest, which runs on any /dev/kvm: boot, sleep, wake, adoption, spares, and
-//! snapshots that are refused. What needs a Linux guest is in `vmm_life.rs`.
+//! snapshots that are refused. What needs a Linux guest is in `vmm_suite/`.
 
 use cloudpal_compute::driver::{Driver, MachineSpec, SleepOutcome, Unikernel, Vm, WakeError};
 use cloudpal_host::{

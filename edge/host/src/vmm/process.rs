@@ -311,3 +311,40 @@ impl Drop for Guard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::start::patiently;
+
+    fn start(dir: &Path, script: &str) -> Option<Guard> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: only root starts a VMM in a network namespace of its own");
+            return None;
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let errors = dir.join("vmm.log");
+        let user = Some((1_900_000_000, 1_900_000_000));
+        Some(Guard::new(Launch { command, errors: &errors, user, inherited: &[] }.start().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_to_everybody_who_asks() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(guard) = start(dir.path(), "id -u >&2; exit 3") else { return };
+        let process = guard.process();
+        assert_eq!(tokio::join!(process.ended(), process.ended()), (End::Code(3), End::Code(3)));
+        assert_eq!(process.ended().await.to_string(), "the VMM ended with code 3");
+        assert!(fs::read_to_string(dir.path().join("vmm.log")).unwrap().starts_with("1900000000\n"));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_vmm_that_ends_waits_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(guard) = start(dir.path(), "sleep 0.2; kill -9 $$") else { return };
+        let never = std::future::pending::<Result<(), Problem>>();
+        let problem = patiently(guard.process(), never).await.unwrap_err();
+        assert_eq!(problem.what, "the VMM was killed by signal 9");
+    }
+}

@@ -48,7 +48,7 @@ pub struct Running {
     pub spec: MachineSpec,
     pub process: Arc<Process>,
     /// A unikernel has none.
-    pub control: Option<Control>,
+    control: Mutex<Option<Arc<Control>>>,
     /// One sleep or stop at a time.
     pub turn: tokio::sync::Mutex<()>,
     /// We asked for its end.
@@ -78,20 +78,32 @@ impl Running {
             sender.send_replace(Some(exit));
         });
         let (asleep, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
+        let control = Mutex::new(control.map(Arc::new));
         Running { spec, process, control, turn, ending, asleep, exit }
     }
 
-    fn control(&self) -> Result<&Control, Problem> {
+    fn control(&self) -> Result<Arc<Control>, Problem> {
         let lacks = || {
             let what = format!("{} is a unikernel: there is no other program in it", self.spec.id);
             Problem::new(Kind::Refused, what, "see its log")
         };
-        self.control.as_ref().ok_or_else(lacks)
+        self.channel().ok_or_else(lacks)
+    }
+
+    fn channel(&self) -> Option<Arc<Control>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the channel to the guest away or brings another, for a VMM that does not keep it. Tells whether there
+    /// was one.
+    pub fn set_control(&self, control: Option<Control>) -> bool {
+        let mut current = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *current, control.map(Arc::new)).is_some()
     }
 
     /// The guest writes its file systems to the disk.
     pub async fn prepare_sleep(&self) -> Result<(), Problem> {
-        match &self.control {
+        match self.channel() {
             Some(control) => control.ask(Ask::PrepareSleep, SYNC_PATIENCE).await.map(drop),
             None => Ok(()),
         }
@@ -133,7 +145,7 @@ impl Running {
         self.ending.store(true, Ordering::Release);
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
         let gently = async {
-            let Some(control) = &self.control else { return };
+            let Some(control) = self.channel() else { return };
             if control.ask(Ask::Stop { grace_ms }, grace + STOP_MARGIN).await.is_ok() {
                 self.ended().await;
             } else {

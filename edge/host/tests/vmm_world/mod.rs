@@ -1,15 +1,9 @@
 //! What the VMM tests share: a namespace with one TAP, a tiny image, and a machine's specification.
 
-use cloudpal_compute::driver::{Driver, MachineSpec};
-use cloudpal_host::{
-    net::{
-        namespace::Namespace,
-        tap::{Counters, Tap},
-    },
-    vmm::{
-        QemuDriver, QemuSettings,
-        embedded::{EmbeddedDriver, EmbeddedSettings},
-    },
+use cloudpal_compute::driver::MachineSpec;
+use cloudpal_host::net::{
+    namespace::Namespace,
+    tap::{Counters, Tap},
 };
 use cloudpal_model::{
     MachineId,
@@ -48,11 +42,9 @@ impl World {
     pub fn make(name: &str) -> Option<World> {
         let guest_dir = guest_dir()?;
         let target = guest_dir.parent().expect("the guest's directory has a parent").to_path_buf();
-        let embedded = embedded();
-        let vmm = embedded.as_deref().unwrap_or(Path::new("qemu-system-x86_64"));
-        for (program, package) in [(vmm, "qemu-system-x86"), (Path::new("mkfs.erofs"), "erofs-utils")] {
+        for (program, package) in [("qemu-system-x86_64", "qemu-system-x86"), ("mkfs.erofs", "erofs-utils")] {
             if Command::new(program).arg("--help").output().is_err() {
-                return skip(&format!("{} is missing: apt-get install {package}", program.display()));
+                return skip(&format!("{program} is missing: apt-get install {package}"));
             }
         }
         if fs::metadata("/dev/net/tun").is_err() || !nix::unistd::geteuid().is_root() {
@@ -64,11 +56,10 @@ impl World {
         let rootfs = dir.path().join("root.erofs");
         make_image(&target, dir.path(), &rootfs)?;
 
-        let id = MachineId(1);
         let name = format!("vmm-{name}-{}", std::process::id());
         let (namespace, _) = Namespace::open_or_create(&name).unwrap();
         let counters = Counters::open(&namespace).unwrap();
-        let tap = Arc::new(Tap::open(&namespace, id, counters).unwrap());
+        let tap = Arc::new(Tap::open(&namespace, MachineId(1), counters).unwrap());
         let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
         let v6 = "net.ipv6.conf";
         sh(&format!(
@@ -78,34 +69,16 @@ impl World {
             mac(HOST_MAC),
             mac(GUEST_MAC)
         ));
-        let spec = MachineSpec {
-            unikernel: None,
-            id,
-            dir: dir.path().join("machine"),
-            run_dir: dir.path().join("run"),
-            rootfs,
-            memory_mib: 128,
-            vcpus: 1,
-            disk_mib: 256,
-            mac: GUEST_MAC,
-            guest: guest_config(),
-        };
+        let spec = machine_spec(dir.path());
         Some(World { namespace, name, tap, spec, guest_dir, dir })
     }
 
-    pub fn driver(&self) -> Box<dyn Driver> {
-        self.driver_as(None)
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
-    /// The driver that is under test: `CLOUDPAL_TEST_DRIVER`, or the one that runs everywhere.
-    pub fn driver_as(&self, first_uid: Option<u32>) -> Box<dyn Driver> {
-        if let Some(program) = embedded() {
-            let settings = EmbeddedSettings::new(&self.guest_dir, program);
-            let first_uid = first_uid.unwrap_or(settings.first_uid);
-            return Box::new(EmbeddedDriver::new(EmbeddedSettings { first_uid, ..settings }).unwrap());
-        }
-        let settings = QemuSettings { first_uid, ..QemuSettings::new(&self.guest_dir) };
-        Box::new(QemuDriver::new(settings).unwrap())
+    pub fn guest_dir(&self) -> &Path {
+        &self.guest_dir
     }
 
     /// A file system of that size, until it is dropped.
@@ -163,13 +136,30 @@ impl Drop for Small {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // A VMM outlives whoever started it; one that a failed test left behind is still recognized by its directory.
+        // A VMM outlives whoever started it; one that a failed test left behind still has the lock open.
         let pid = fs::read_to_string(self.spec.run_dir.join("vmm.pid")).unwrap_or_default();
-        let arguments = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-        if String::from_utf8_lossy(&arguments).contains(&*self.spec.run_dir.to_string_lossy()) {
+        let lock = self.spec.run_dir.join("vmm.lock");
+        let mut open = fs::read_dir(format!("/proc/{}/fd", pid.trim())).into_iter().flatten().flatten();
+        if open.any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == lock)) {
             let _ = Command::new("kill").args(["-KILL", pid.trim()]).status();
         }
         let _ = Namespace::remove(&self.name);
+    }
+}
+
+/// The machine whose world lies in that directory.
+pub fn machine_spec(dir: &Path) -> MachineSpec {
+    MachineSpec {
+        unikernel: None,
+        id: MachineId(1),
+        dir: dir.join("machine"),
+        run_dir: dir.join("run"),
+        rootfs: dir.join("root.erofs"),
+        memory_mib: 128,
+        vcpus: 1,
+        disk_mib: 256,
+        mac: GUEST_MAC,
+        guest: guest_config(),
     }
 }
 
@@ -209,15 +199,6 @@ fn guest_config() -> GuestConfig {
         ready_timeout_ms: 20_000,
         ..GuestConfig::default()
     }
-}
-
-/// The program of the embedded driver, when that is the one under test.
-fn embedded() -> Option<PathBuf> {
-    if std::env::var_os("CLOUDPAL_TEST_DRIVER")? != "embedded" {
-        return None;
-    }
-    let beside = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("cloudpal-vmm");
-    Some(std::env::var_os("CLOUDPAL_VMM").map_or(beside, PathBuf::from))
 }
 
 /// Where the guest's kernel is: built by the set-up.

@@ -16,7 +16,7 @@ use super::{
     log::Log,
     memory::{self, Block},
     relay::Relay,
-    start::NEXT,
+    start::{NEXT, attach},
 };
 use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
@@ -27,7 +27,10 @@ use std::{
     io,
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -41,6 +44,8 @@ pub struct Machine {
     relay: Arc<Relay>,
     _log: Log,
     _group: Option<Group>,
+    /// A snapshot was begun: Firecracker makes the guest close its connections then.
+    cut_off: AtomicBool,
 }
 
 /// Why a draft was not published.
@@ -68,7 +73,15 @@ impl Machine {
         (log, group): (Log, Option<Group>),
     ) -> Arc<Machine> {
         let running = Running::new(spec.clone(), process, control, LastWords::default());
-        Arc::new(Machine { running, identity, api, relay: Arc::new(relay), _log: log, _group: group })
+        Arc::new(Machine {
+            running,
+            identity,
+            api,
+            relay: Arc::new(relay),
+            _log: log,
+            _group: group,
+            cut_off: AtomicBool::new(false),
+        })
     }
 
     fn spec(&self) -> &MachineSpec {
@@ -100,6 +113,7 @@ impl Machine {
         idle(still_idle)?;
         let [memory, state] = NEXT;
         let save: Value = json!({ "snapshot_type": "Full", "mem_file_path": memory, "snapshot_path": state });
+        self.cut_off.store(true, Ordering::Release);
         self.api.put("/snapshot/create", &save, SAVE_PATIENCE).await?;
         idle(still_idle)?;
         let blocks = self.survey(still_idle).await?;
@@ -133,9 +147,18 @@ impl Machine {
 
     /// Runs on.
     async fn go_on(&self) -> Result<(), Problem> {
-        let resumed = self.state("Resumed").await;
+        let went_on = self.resume().await;
         self.relay.start();
-        resumed
+        went_on
+    }
+
+    async fn resume(&self) -> Result<(), Problem> {
+        self.state("Resumed").await?;
+        if self.cut_off.swap(false, Ordering::AcqRel) && self.running.set_control(None) {
+            let control = attach(self.spec(), &self.running.process).await?;
+            self.running.set_control(Some(control));
+        }
+        Ok(())
     }
 }
 

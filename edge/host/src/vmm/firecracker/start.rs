@@ -41,6 +41,8 @@ use std::{
 /// Firecracker's own memory, page tables, and the kernel's part of KVM.
 const OVERHEAD_MIB: u32 = 64;
 const THREADS: u32 = 16;
+/// A guest that lost a connection does not say so; it is asked again on another.
+const TRY_PATIENCE: Duration = Duration::from_secs(5);
 const API: &str = "api.sock";
 pub const VSOCK: &str = "v.sock";
 /// Where the VMM finds what it is to fill at the next sleep, in its own directory and in the machine's.
@@ -183,25 +185,13 @@ impl Start<'_> {
         Ok(machine)
     }
 
-    /// Lets it run and makes clock and random generator fresh. The guest closes every connection when it hears that it
-    /// was restored, perhaps also one that was just made: then another is made.
+    /// Lets it run and makes clock and random generator fresh.
     async fn resume(&self, started: &Started) -> Result<Option<Control>, Problem> {
         started.api.patch("/vm", &json!({ "state": "Resumed" }), ANSWER_PATIENCE).await?;
         if self.spec.unikernel.is_some() {
             return Ok(None);
         }
-        let begun = Instant::now();
-        loop {
-            let process = started.guard.process();
-            let control =
-                start::connect(self.spec, process, VSOCK, ANSWER_PATIENCE, Control::connect_vsock).await?;
-            let fresh = start::refresh(&control, ANSWER_PATIENCE);
-            match fresh.await {
-                Ok(()) => return Ok(Some(control)),
-                Err(problem) if begun.elapsed() > ANSWER_PATIENCE => return Err(problem),
-                Err(_) => {}
-            }
-        }
+        attach(self.spec, started.guard.process()).await.map(Some)
     }
 
     /// Lets the packets in: from here on the machine is whole.
@@ -243,9 +233,7 @@ impl Start<'_> {
         let log = log::listen(spec, user)?;
         let control = match &spec.unikernel {
             Some(_) => None,
-            None => {
-                Some(start::connect(spec, &process, VSOCK, ANSWER_PATIENCE, Control::connect_vsock).await?)
-            }
+            None => Some(attach(spec, &process).await?),
         };
         relay.start();
         let group = self.driver.cgroups.group_of(process.pid());
@@ -360,6 +348,20 @@ impl Start<'_> {
             files.push(copy.map_err(|error| Problem::io("the snapshot", &error))?);
         }
         Ok(files)
+    }
+}
+
+/// Connects to a guest that runs, and makes its clock and random generator fresh. A snapshot that is taken or loaded
+/// makes the guest close every connection, perhaps also one that was just made: then another is made.
+pub async fn attach(spec: &MachineSpec, process: &Process) -> Result<Control, Problem> {
+    let begun = Instant::now();
+    loop {
+        let control = start::connect(spec, process, VSOCK, ANSWER_PATIENCE, Control::connect_vsock).await?;
+        match start::refresh(&control, TRY_PATIENCE).await {
+            Ok(()) => return Ok(control),
+            Err(problem) if begun.elapsed() > GUEST_PATIENCE => return Err(problem),
+            Err(_) => {}
+        }
     }
 }
 

@@ -169,3 +169,49 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> std::io::
 fn lost(command: &str, why: &str) -> Problem {
     Problem::new(Kind::Internal, format!("QEMU's monitor, {command}: {why}"), "see the machine's vmm.log")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{io::AsyncWriteExt, net::UnixListener};
+
+    /// A QEMU that answers each command with `answer`, until it has said everything.
+    async fn qemu(listener: UnixListener, answers: Vec<Vec<u8>>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (reader, mut writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        writer.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        for answer in answers {
+            let asked: Value = serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+            let text = String::from_utf8(answer).unwrap().replace("ID", &asked["id"].to_string());
+            // It may be cut off in the middle.
+            drop(writer.write_all(text.as_bytes()).await);
+        }
+        // It goes on listening.
+        drop(lines.next_line().await);
+    }
+
+    #[tokio::test]
+    async fn nothing_that_qemu_says_harms() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let good = b"{\"return\": {}, \"id\": ID}\n".to_vec();
+        let late = [b"no json\n{\"return\": 1, \"id\": 1}\n".to_vec(), good.clone()].concat();
+        let error = b"{\"error\": {\"desc\": \"no \\u001b[31mway\"}, \"id\": ID}\n".to_vec();
+        let shutdown = b"{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-reset\"}}\n".to_vec();
+        let endless = vec![b'x'; 3 << 20];
+        let answers = vec![good.clone(), late, error, [shutdown, good].concat(), endless];
+        let vmm = tokio::spawn(qemu(listener, answers));
+        let qmp = Qmp::connect(path).await.unwrap();
+        assert_eq!(qmp.ask("late", json!({})).await.unwrap(), json!({}));
+        let refused = qmp.ask("wrong", json!({})).await.unwrap_err();
+        assert_eq!(refused.what, "QEMU's monitor, wrong: no [31mway");
+        qmp.ask("system_reset", json!({})).await.unwrap();
+        assert_eq!(*qmp.last_words().lock().unwrap(), Some(LastWord::Reset));
+        let endless = qmp.ask("endless", json!({})).await.unwrap_err();
+        assert!(endless.what.contains("the connection ended"), "{endless}");
+        drop(qmp);
+        vmm.await.unwrap();
+    }
+}

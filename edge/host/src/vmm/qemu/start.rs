@@ -151,8 +151,8 @@ impl Start<'_> {
         start::refresh(control, LONGEST_PATIENCE).await
     }
 
-    /// Whose fault a failed restore is. QEMU says what it does not like in a stream and ends by itself; what was killed,
-    /// or only took too long, says nothing of the snapshot.
+    /// Whose fault a failed restore is. QEMU says what it does not like in a stream and ends by itself; what was
+    /// killed, or only took too long, says nothing of the snapshot.
     async fn judge(&self, started: &Started, problem: Problem) -> WakeError {
         let process = started.guard.process();
         let rejected = problem.what.contains(REJECTED);

@@ -1,0 +1,72 @@
+//! A host in trouble: full disks, no descriptors. And what a VMM may do on it.
+
+use crate::stage::{FIRST_UID, Stage, answered, driver, run};
+use cloudpal_compute::driver::WakeError;
+use cloudpal_model::Kind;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::{fs, time::Duration};
+
+pub async fn full_disks_and_no_privilege(mut stage: Stage) {
+    stage.driver = driver(stage.kind, stage.world.guest_dir(), Some(FIRST_UID)).unwrap();
+    let small = stage.world.mount_small("64k");
+    stage.world.spec.dir = small.path().join("machine");
+    let booted = stage.driver.boot(&stage.world.spec, stage.world.tap.dup().unwrap()).await;
+    let Err(problem) = booted else { panic!("it booted") };
+    assert_eq!(problem.kind, Kind::DiskFull, "{problem}");
+    let left = fs::read_dir(&stage.world.spec.dir).unwrap().flatten();
+    assert!(left.into_iter().all(|entry| entry.file_name() != "disk.img"));
+    drop(small);
+
+    let small = stage.world.mount_small("30m");
+    stage.world.spec.dir = small.path().join("machine");
+    let vm = stage.boot().await;
+    let status = fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:\t")).unwrap();
+    let uids: Vec<u32> = uid.split('\t').map(|uid| uid.parse().unwrap()).collect();
+    assert!(uids.iter().all(|&uid| uid >= FIRST_UID && uid == uids[0]), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    stage.world.quiet().await;
+    let problem = vm.sleep(&|| true).await.unwrap_err();
+    assert_eq!(problem.kind, Kind::DiskFull, "{problem}");
+    assert!(!stage.has_snapshot() && !stage.world.spec.dir.join("snapshot.tmp").exists());
+    answered(stage.world.get()).await;
+
+    // The guest's disk is larger than what the host has left: its writes fail, which may hold up whoever writes, but
+    // not the machine.
+    let write =
+        vm.exec(vec!["sh".into(), "-c".into(), "head -c 60000000 /dev/zero > /data/big; sync".into()]);
+    let wrote = tokio::time::timeout(Duration::from_secs(15), write).await;
+    eprintln!("more than the host has: {wrote:?}");
+    let failed = "I/O error, dev";
+    let console = fs::read_to_string(stage.world.spec.run_dir.join("console.log")).unwrap();
+    assert!(console.contains(failed), "the guest was not told: {console}");
+    answered(stage.world.get()).await;
+    vm.kill().await;
+}
+
+pub async fn faults_refuse_nothing(stage: Stage) {
+    let vm = stage.boot().await;
+    run(&vm, "echo only in memory > /tmp/file").await;
+    stage.fall_asleep(&vm).await;
+    drop(vm);
+    let limit = getrlimit(Resource::Nofile);
+    let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let tap = stage.world.tap.dup().unwrap();
+    let mut failed = 0;
+    for room in [0, 1, 2, 4, 7, 10] {
+        let tap = tap.try_clone().unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(open + room), maximum: limit.maximum }).unwrap();
+        let woken = stage.driver.wake(&stage.world.spec, tap).await;
+        setrlimit(Resource::Nofile, limit).unwrap();
+        match woken {
+            Err(WakeError::Failed(problem)) => eprintln!("room for {room} descriptors: {problem}"),
+            Err(WakeError::SnapshotRefused { why }) => panic!("room for {room} descriptors: refused: {why}"),
+            Ok(_) => panic!("room for {room} descriptors, and it woke"),
+        }
+        failed += u32::from(stage.has_snapshot());
+    }
+    assert_eq!(failed, 6, "the snapshot is gone");
+    let vm = stage.wake_by_packet().await;
+    assert_eq!(run(&vm, "cat /tmp/file").await, "only in memory");
+    vm.kill().await;
+}
