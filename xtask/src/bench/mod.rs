@@ -4,6 +4,7 @@
 //! machine in the same run, and the accelerator is named.
 
 mod data;
+mod data_databases;
 mod data_replication;
 mod plain_vmm;
 pub mod table;
@@ -36,6 +37,8 @@ pub struct Options {
 enum What {
     /// From the phone's packet to the app's first byte.
     Wake(Wake),
+    /// Bees and drives, ours and those of the JavaScript stack.
+    Databases(data_databases::Options),
     /// The cores of a store, ours and those of the JavaScript stack.
     Data(data::Options),
     /// Whole cores over TCP, between ours and the JavaScript stack.
@@ -59,6 +62,7 @@ struct Wake {
 pub fn run(options: &Options) -> Result<()> {
     match &options.what {
         What::Wake(options) => wake(options),
+        What::Databases(options) => data_databases::run(options),
         What::Data(options) => data::run(options),
         What::Replication(options) => data_replication::run(options),
         What::Vmm(options) => vmm::run(options),

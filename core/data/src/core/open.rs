@@ -132,7 +132,7 @@ impl Store {
         let recover = core.pair.is_some() && unsigned && state.head.length > 0 && !inner.poisoned;
         drop(inner);
         if recover {
-            core.sync()?;
+            core.recover()?;
         }
         Ok(core)
     }

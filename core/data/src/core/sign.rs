@@ -3,13 +3,13 @@
 use super::Core;
 use crate::error::DataError;
 use crate::store::Inner;
-use crate::store::record::{self, Change};
+use crate::store::record::{self, At, Change};
 use crate::store::state::SignedHead;
 use crate::tree::Head;
 use std::sync::MutexGuard;
 
 impl Core {
-    /// Puts on the disk, and signs, all that was appended.
+    /// Puts on the disk, and signs, all that was done.
     pub fn sync(&self) -> Result<(), DataError> {
         let mut inner = self.store.lock();
         self.writable(&mut inner)?;
@@ -17,8 +17,18 @@ impl Core {
     }
 
     pub(super) fn finish(&self, inner: MutexGuard<'_, Inner>) -> Result<(), DataError> {
-        // Other cores' records after our last one need not be waited for.
+        let end = inner.floor.log.end;
+        self.finish_to(inner, end)
+    }
+
+    /// Signs what is on the disk of a core that was just opened; other cores' records are not waited for.
+    pub(super) fn recover(&self) -> Result<(), DataError> {
+        let inner = self.store.lock();
         let target = inner.touched.get(&self.id).copied().unwrap_or_default();
+        self.finish_to(inner, target)
+    }
+
+    fn finish_to(&self, inner: MutexGuard<'_, Inner>, target: At) -> Result<(), DataError> {
         let mut inner = self.store.sync_to(inner, target)?;
         let Some(head) = self.safe_head(&mut inner)? else { return Ok(()) };
         let Some(pair) = &self.pair else { return Ok(()) };
