@@ -31,6 +31,8 @@ const DISK: u64 = 64 << 20;
 /// Each measurement moves so much.
 const BYTES: usize = 64 << 20;
 const FRAMES_MAX: usize = 20_000;
+/// A driver's buffers for frames that may be merged.
+const BUFFER: u32 = 2048;
 /// Chains that are offered at once.
 const BATCH: u16 = 32;
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -86,7 +88,7 @@ fn network(rig: &mut Rig<Net>, wire: &UnixDatagram, size: usize) -> io::Result<f
     let mut received = vec![0; size];
     speed(BYTES.min(size * FRAMES_MAX), |_| {
         wire.send(&frame)?;
-        rig.chain(RECEIVE, 0, &[(DATA, HEADER_LEN + size as u32, WRITE)]);
+        rig.chain(RECEIVE, 0, &[(DATA, HEADER_LEN + BUFFER.max(size as u32), WRITE)]);
         rig.notify(RECEIVE);
         rig.chain(TRANSMIT, 0, &[(DATA, HEADER_LEN + size as u32, 0)]);
         rig.notify(TRANSMIT);

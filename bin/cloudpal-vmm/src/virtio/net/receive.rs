@@ -14,6 +14,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 /// Room for the largest frame, and for the largest of a link without segmentation offload.
 const WHOLE: usize = HEADER + FRAME_MAX;
 const PLAIN: usize = HEADER + 9018;
+/// And for one of 1500 bytes with an Ethernet header.
+const ORDINARY: usize = HEADER + 1514;
 /// Pieces of a window: one system call takes them all.
 const PIECES_MAX: usize = 256;
 const NEEDS_CSUM: u8 = 1;
@@ -55,7 +57,9 @@ impl<'m> Window<'m> {
                     .buffers
                     .front()
                     .is_some_and(|(_, bytes)| bytes.saturating_mul(usize::from(queue.size())) >= 2 * wanted);
-                let enough = !self.buffers.is_empty() && !roomy;
+                // And a frame of an ordinary link is let in where it fits.
+                let ordinary = wanted == PLAIN && self.pieces.bytes() >= ORDINARY;
+                let enough = !self.buffers.is_empty() && (!roomy || ordinary);
                 return Ok(if enough { Filled::Enough } else { Filled::TooLittle });
             }
             if !chain.malformed && chain.writable.bytes() > HEADER {
