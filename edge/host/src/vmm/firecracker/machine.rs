@@ -28,7 +28,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,6 +46,23 @@ pub struct Machine {
     _group: Option<Group>,
     /// A snapshot was begun: Firecracker makes the guest close its connections then.
     cut_off: AtomicBool,
+    me: Weak<Machine>,
+}
+
+/// Lets the machine go on when its sleep is given up in the middle.
+struct GivenUp(Option<Arc<Machine>>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let (Some(machine), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                let _turn = machine.running.turn.lock().await;
+                if let Err(problem) = machine.go_on().await {
+                    tracing::warn!(%problem, "a machine does not go on after a sleep that was given up");
+                }
+            });
+        }
+    }
 }
 
 /// Why a draft was not published.
@@ -73,7 +90,7 @@ impl Machine {
         (log, group): (Log, Option<Group>),
     ) -> Arc<Machine> {
         let running = Running::new(spec.clone(), process, control, LastWords::default());
-        Arc::new(Machine {
+        Arc::new_cyclic(|me| Machine {
             running,
             identity,
             api,
@@ -81,6 +98,7 @@ impl Machine {
             _log: log,
             _group: group,
             cut_off: AtomicBool::new(false),
+            me: me.clone(),
         })
     }
 
@@ -172,7 +190,9 @@ impl Vm for Machine {
         }
         let dir = self.spec().dir.clone();
         let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
+        let mut given_up = GivenUp(self.me.upgrade());
         let saved = self.save(draft.clone(), still_idle).await;
+        given_up.0 = None;
         let draft = Arc::into_inner(draft).ok_or_else(|| fault("the snapshot is still being written"))?;
         if let Err(unfinished) = saved {
             draft.discard();
