@@ -54,7 +54,7 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", default_value = "firecracker")]
     pub firecracker: PathBuf,
 
-    /// With the qemu driver, what runs the guests' instructions: `auto` measures KVM, and takes it only when it is real.
+    /// With the qemu driver, what runs the guests' instructions: `auto` measures KVM and takes it only when it is real.
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,
 

@@ -76,8 +76,8 @@ fn it_grows_live_and_a_third_hears_from_the_second() {
     for length in 11..100 {
         houses[0].append(&[&block(length - 1)]);
         House::run(&mut houses);
-        for reader in 1..3 {
-            assert_eq!(houses[reader].core().get(length - 1), Some(&block(length - 1)[..]));
+        for reader in &mut houses[1..3] {
+            assert_eq!(reader.core().get(length - 1), Some(&block(length - 1)[..]));
         }
     }
 }

@@ -143,8 +143,9 @@ fn cores(dir: &Path, count: u32) -> Outcome<Value> {
     (0..count).try_for_each(|seed| writer(&store, seed).map(drop))?;
     store.checkpoint()?;
     let (disk_bytes, descriptors) = (store.usage()?.disk_bytes, disk.open_files());
+    let rate = spread_rate;
     Ok(
-        json!({"make ms": make_ms, "spread appends": spread_rate, "descriptors": descriptors, "disk bytes": disk_bytes}),
+        json!({"make ms": make_ms, "spread appends": rate, "descriptors": descriptors, "disk bytes": disk_bytes}),
     )
 }
 

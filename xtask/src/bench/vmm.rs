@@ -1,9 +1,9 @@
 //! `cargo xtask bench vmm`: the embedded VMM with its tiny guest, on this host's /dev/kvm.
 //!
-//! A wake goes the daemon's way: from the ask over the channel of a jailed process that waits, to the first word of its
-//! guest on the console. Beside it stands the same wake without process and jail, and where its time goes. The peer is
-//! the boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`, which lets the kinds take
-//! turns.
+//! A wake goes the daemon's way: from the ask over the channel of a jailed process that waits, to the first word of
+//! its guest on the console. Beside it stands the same wake without process and jail, and where its time goes. The
+//! peer is the boot of the same guest in the same rounds. The samples come from `cloudpal-vmm measure`, in which the
+//! kinds take turns.
 
 use super::table::{self, Row};
 use crate::{day::percentile, interrupt, paths, programs, shell};

@@ -22,6 +22,7 @@ const WALLS: [(&str, &[&str]); 13] = [
             "cloudpal-net",
             "cloudpal-compute",
             "cloudpal-control",
+            "cloudpal-data",
             "cloudpal-host",
         ],
     ),

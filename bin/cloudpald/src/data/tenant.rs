@@ -111,7 +111,7 @@ impl TenantData {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         let store = self.store.clone();
         if let Err(problem) = blocking(move || Ok(store.checkpoint()?)).await {
-            tracing::warn!(tenant = %self.id, %problem, "the data's index was not written; the next start takes longer");
+            tracing::warn!(tenant = %self.id, %problem, "the index was not written; the next start takes longer");
         }
     }
 
