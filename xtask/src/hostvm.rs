@@ -54,8 +54,9 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Every part, with nothing brought along.
+/// What is run with all other tests: the network with the kernel's WireGuard.
 pub fn test() -> Result<()> {
-    test::run(&test::Options::default())
+    test::run(&test::Options::network())
 }
 
 fn shell(brought: &Brought) -> Result<()> {

@@ -19,7 +19,7 @@ pub const SUITES: [Suite; 3] = [
     Suite { package: "cloudpal-host", name: "vmm_suite" },
 ];
 
-const DRIVERS: [&str; 2] = ["qemu", "firecracker"];
+const DRIVERS: [&str; 3] = ["qemu", "embedded", "firecracker"];
 
 /// A host VM that has not ended by then is stuck.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -34,6 +34,13 @@ pub struct Options {
     brought: Brought,
     /// Only the parts whose names contain one of these.
     only: Vec<String>,
+}
+
+impl Options {
+    /// The parts about the network; those with machines take longer, and are asked for by name.
+    pub fn network() -> Options {
+        Options { only: vec!["the tests net_".into()], ..Options::default() }
+    }
 }
 
 struct Part {

@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 /// Blocks are copied in records of about this size.
 const COPIED: usize = 256 << 10;
 
+/// A segment that has not come so far is not ended before its time.
+const ENDED_BYTES: u32 = 256 << 10;
+
 /// Blocks of one core on their way.
 #[derive(Default)]
 struct Copies {
@@ -25,6 +28,7 @@ impl Store {
     pub fn compact(&self) -> Result<u64, DataError> {
         let before = self.usage()?.disk_bytes;
         let mut inner = self.lock();
+        inner.end_wasteful_segment()?;
         inner.checkpoint()?;
         for segment in inner.wasteful()? {
             inner.rewrite(segment)?;
@@ -36,6 +40,16 @@ impl Store {
 }
 
 impl Inner {
+    /// The newest segment is never rewritten; if it is mostly dead, another one becomes the newest.
+    fn end_wasteful_segment(&mut self) -> Result<(), DataError> {
+        let end = self.floor.log.end;
+        let live = self.floor.live.get(&end.segment).copied().unwrap_or(0);
+        if end.offset > ENDED_BYTES && live * 2 < u64::from(end.offset) {
+            self.floor.log.roll()?;
+        }
+        Ok(())
+    }
+
     /// Segments that are mostly dead, and before the part of the log that may be replayed.
     fn wasteful(&self) -> Result<Vec<u32>, DataError> {
         let replay = self.floor.log.first.replay.segment;
