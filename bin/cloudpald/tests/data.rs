@@ -1,15 +1,12 @@
-//! A tenant's data through the real daemon and its API: kept across a restart, sealed on the disk, within its quota,
-//! and replicated with a JavaScript peer in the tenant's own network.
+//! A tenant's data through the real daemon and its API: kept across a restart, sealed on the disk, within its quota.
 
 use cloudpal_api::{
     BlockCut, BlockQuery, Client, DataAdd, DataKind, DataQuota, EntryQuery, FileKind, FileListQuery,
     FilePurge, FileQuery, HistoryQuery, TenantAdd,
 };
 use cloudpal_model::{Kind, Name};
-use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -254,88 +251,4 @@ fn the_past_can_be_read_and_its_space_given_back() {
     let refused = client.file_put(&ada, &photos, "/two.jpg", &query, (&mut photo, &mut |_| ())).unwrap_err();
     assert_eq!(refused.kind, Kind::DiskFull, "{refused}");
     assert_eq!(get(&client, "/cat.jpg", None), b"a smaller cat", "reads go on");
-}
-
-struct Peer {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Peer {
-    fn hear(&mut self) -> Value {
-        serde_json::from_str(&self.lines.next().expect("a line").unwrap()).unwrap()
-    }
-
-    fn ask(&mut self, command: &str) -> Value {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{command}").unwrap();
-        self.hear()
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn a_javascript_drive_takes_part_in_the_tenants_network() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../core/data/golden");
-    if !golden.join("node_modules/hyperdrive").is_dir() {
-        eprintln!("SKIPPED: the JavaScript stack is not installed; `cargo xtask test` installs it");
-        return;
-    }
-    let Some(host) = Host::make() else { return };
-    let client = host.client();
-    fill(&client);
-    let (ada, photos) = (name("ada"), name("photos"));
-    let share = client.data_share(&ada, &photos).unwrap();
-    let server = share.addresses[1].split(':').next().unwrap().to_owned();
-    let namespace = format!("{}-t1", host.instance());
-    let pid = host.daemon.as_ref().unwrap().id().to_string();
-    // The daemon listens as soon as the tenant's network is there.
-    let mut child = Command::new("nsenter")
-        .args(["-t", &pid, "--mount", "ip", "netns", "exec", &namespace, "sh", "-c"])
-        .arg("until ss -Hltn 'sport = :49737' | grep -q .; do sleep 0.05; done; cd \"$1\"; shift; exec node \"$@\"")
-        .arg("sh")
-        .arg(&golden)
-        .args(["drive_peer.js", &server, "49737", &share.key])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut peer = Peer { child, lines };
-    assert_eq!(peer.hear(), serde_json::json!({ "ready": true }));
-    let got = peer.ask("get /cat.jpg");
-    assert_eq!(got["bytes"], 1_000_003, "{got}");
-    assert_eq!(peer.ask("get /notes/today.txt")["bytes"], SECRET.len());
-    // Live: what is written now comes by itself.
-    let version = put(&client, "/new.txt", b"fresh");
-    assert_eq!(peer.ask(&format!("wait {version}"))["version"], version);
-    assert_eq!(peer.ask("get /new.txt")["bytes"], 5);
-
-    // And the other way: what the device writes is kept and served here.
-    peer.ask("put /from-the-phone.txt hello from the phone");
-    let key = peer.ask("own")["key"].as_str().unwrap().to_owned();
-    let seed = DataAdd { key: Some(key), ..add("phone", DataKind::Drive) };
-    client.data_add(&ada, &seed).unwrap();
-    let mut bytes = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while bytes.is_empty() {
-        assert!(Instant::now() < deadline, "the phone's file did not come");
-        let mut sink = |piece: &[u8]| {
-            bytes.extend_from_slice(piece);
-            Ok(())
-        };
-        // Until its drive is known here, it has no such file.
-        let _ = client.file(&ada, &name("phone"), "/from-the-phone.txt", None, &mut sink);
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    assert_eq!(bytes, b"hello from the phone");
-    let data = client.data(&ada, &name("phone")).unwrap();
-    assert!(!data.writable && data.peers >= 1, "{data:?}");
-    let refused = client.file_delete(&ada, &name("phone"), "/from-the-phone.txt").unwrap_err();
-    assert_eq!(refused.kind, Kind::Refused, "{refused}");
 }
