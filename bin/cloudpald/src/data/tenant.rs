@@ -255,14 +255,15 @@ impl TenantData {
                 let missing = subject.missing.lock().unwrap_or_else(PoisonError::into_inner).take();
                 Ok((outcome, missing))
             });
-            let (number, index) = match done.await? {
-                (Err(DataError::NotHere { .. }), Some(missing)) => missing,
+            let wanted = match done.await? {
+                // Without a block: it is not known yet in which core the contents are. The list of files says so.
+                (Err(DataError::NotHere { .. }), missing) => missing.unwrap_or((item.main.number, 0)),
                 (outcome, _) => return Ok(outcome?),
             };
-            self.hub.with(|replication, _| replication.want(number, index));
+            self.hub.with(|replication, _| replication.want(wanted.0, wanted.1));
             let left = BLOCK_PATIENCE.saturating_sub(started.elapsed());
             if left.is_zero() || tokio::time::timeout(left, news.changed()).await.is_err() {
-                self.hub.with(|replication, _| replication.unwant(number, index));
+                self.hub.with(|replication, _| replication.unwant(wanted.0, wanted.1));
                 let what =
                     format!("a part of {} is not here, and no peer that is connected has it", item.name);
                 let mend =
