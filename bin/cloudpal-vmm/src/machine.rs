@@ -142,8 +142,13 @@ impl Spare {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).doing("make the timer")?;
         let bus = Arc::new(Bus::make(&vm, shape.slots, memory.for_devices())?);
-        let vcpus = (0..shape.vcpus).map(|id| Ok(Vcpu::new(vm.create_vcpu(id.into()).doing("make a vCPU")?)));
-        let vcpus = vcpus.collect::<Result<Vec<_>, Error>>()?;
+        let vcpu = |id: u8| {
+            let mut vcpu = Vcpu::new(vm.create_vcpu(id.into()).doing("make a vCPU")?);
+            // Beforehand: it takes KVM longer than all the other state of a wake.
+            vcpu.show(host.shown(id, shape.vcpus))?;
+            Ok::<_, Error>(vcpu)
+        };
+        let vcpus = (0..shape.vcpus).map(vcpu).collect::<Result<Vec<_>, Error>>()?;
         Ok(Spare { vcpus, bus, vm, memory })
     }
 
@@ -160,10 +165,6 @@ impl Spare {
         let count = self.vcpus.len() as u8;
         crate::acpi::write(&self.memory, count, self.bus.devices())?;
         self.memory.renew()?;
-        for (id, vcpu) in (0..).zip(&mut self.vcpus) {
-            vcpu.cpuid = host.shown(id, count);
-            vcpu_state::set_cpuid(&vcpu.fd, &vcpu.cpuid)?;
-        }
         if let Some(Vcpu { fd, .. }) = self.vcpus.first() {
             let sregs = fd.get_sregs().doing("read the special registers")?;
             fd.set_sregs(&boot::special_registers(&start, sregs)).doing("set the special registers")?;
@@ -187,7 +188,7 @@ impl Spare {
             snapshot::diff::apply(diff, &self.memory)?;
         }
         for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.vcpus) {
-            vcpu.cpuid.clone_from(&saved.cpuid);
+            vcpu.show(saved.cpuid.clone())?;
             vcpu_state::restore(&vcpu.fd, saved)?;
         }
         self.vm.set_pit2(&state.pit).doing("restore the timer")?;

@@ -9,6 +9,7 @@ use crate::{
     error::Doing,
     kick::Kick,
     machine::{Ended, Ports},
+    vcpu_state,
 };
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -24,6 +25,16 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     pub(crate) fn new(fd: VcpuFd) -> Vcpu {
         Vcpu { fd, cpuid: Vec::new(), unfinished: false }
+    }
+
+    /// Gives it the CPU's features that its guest shall see, before it runs and before the rest of its state: they
+    /// decide which registers exist.
+    pub(crate) fn show(&mut self, cpuid: Vec<kvm_cpuid_entry2>) -> Result<(), Error> {
+        if self.cpuid != cpuid {
+            vcpu_state::set_cpuid(&self.fd, &cpuid)?;
+            self.cpuid = cpuid;
+        }
+        Ok(())
     }
 
     /// Runs the guest until something ends it.

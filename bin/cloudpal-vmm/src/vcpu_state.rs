@@ -36,8 +36,8 @@ pub(crate) fn save(vcpu: &VcpuFd, cpuid: &[kvm_cpuid_entry2], msrs: &[u32]) -> R
     })
 }
 
+/// All but the CPU's features, which [`crate::vcpu::Vcpu::show`] has given it.
 pub(crate) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
-    set_cpuid(vcpu, &state.cpuid)?;
     vcpu.set_mp_state(state.mp_state).doing("restore the run state")?;
     vcpu.set_regs(&state.regs).doing("restore the registers")?;
     vcpu.set_sregs(&state.sregs).doing("restore the special registers")?;
