@@ -53,7 +53,7 @@ fn parts(brought: &Brought) -> Vec<Part> {
     let part = |name: String, command: String| Part { name, command: Ok(command) };
     let mut parts = Vec::new();
     for suite in ["net_tunnel", "net_machines"] {
-        let command = format!("each /job/tests/{suite}");
+        let command = format!("/job/tests/{suite} --test-threads=1 --nocapture");
         parts.push(part(format!("the tests {suite}"), command));
     }
     for driver in DRIVERS {
@@ -114,20 +114,8 @@ fn script(parts: &[Part]) -> Result<String> {
     Ok(script)
 }
 
-/// `each`: under emulation a phone's WireGuard sometimes never shakes hands with the kernel's, for a cause that is not
-/// found yet; so each test of the network has three tries, and every one that did not hold is told.
 /// A test that leaves something out says so; here everything is there, so that is a failure.
 const FUNCTIONS: &str = "
-each() {
-    for test in $($1 --list | sed -n 's/: test$//p'); do
-        for try in 1 2 3; do
-            if $1 \"$test\" --exact --nocapture; then continue 2; fi
-            echo \"hostvm: try $try of 3 did not hold: $test\"
-        done
-        return 1
-    done
-}
-
 part() {
     name=$1; shift; start=$(date +%s)
     echo \"hostvm: begins: $name\"

@@ -18,7 +18,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Output},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 /// The host's address on the internet.
@@ -34,6 +37,12 @@ pub const PATIENCE_S: f64 = 60.0;
 /// Whether the tests are to run with the kernel's WireGuard, as they do in the host VM.
 pub fn in_kernel() -> bool {
     std::env::var("CLOUDPAL_TEST_WIREGUARD").is_ok_and(|kind| kind == "kernel")
+}
+
+/// Another one for every world that this process makes.
+fn letter() -> char {
+    static MADE: AtomicU8 = AtomicU8::new(0);
+    char::from(b'a' + MADE.fetch_add(1, Ordering::Relaxed) % 26)
 }
 
 pub struct World {
@@ -57,7 +66,7 @@ impl World {
                 return None;
             }
         }
-        let id = format!("w{}", std::process::id());
+        let id = format!("w{}{}", std::process::id(), letter());
         let dir = std::env::temp_dir().join(format!("cloudpal-net-{id}"));
         fs::create_dir_all(&dir).unwrap();
         let names = vec![format!("{id}-host"), format!("{id}-inet")];
@@ -145,7 +154,8 @@ impl Drop for World {
 pub struct Phone {
     pub namespace: Arc<Namespace>,
     pub address: Ipv4Addr,
-    wireguard: Option<std::process::Child>,
+    /// Its WireGuard, and that one's socket.
+    wireguard: Option<(std::process::Child, PathBuf)>,
 }
 
 impl Phone {
@@ -171,14 +181,18 @@ impl Phone {
         let name = format!("p{}", self.address.octets()[3]) + &world.id[1..];
         let file = world.dir.join(format!("{name}.conf"));
         fs::write(&file, stripped.join("\n")).unwrap();
+        let socket = PathBuf::from(format!("/var/run/wireguard/{name}.sock"));
+        // Killed, its owner leaves it behind, and a client of wg(8) would wait for nobody.
+        drop(fs::remove_file(&socket));
         let child = self.namespace.run(|| {
             let mut command = Command::new("wireguard-go");
             command.args(["-f", &name]).env("LOG_LEVEL", "error").spawn()
         });
-        self.wireguard = Some(child.unwrap().unwrap());
+        self.wireguard = Some((child.unwrap().unwrap(), socket.clone()));
         let mut script = format!(
-            "for i in $(seq 100); do [ -S /var/run/wireguard/{name}.sock ] && break; sleep 0.05; done\n\
-             wg setconf {name} {file} && ip link set {name} mtu 1420 up\n",
+            "set -e; for i in $(seq 200); do [ -S {socket} ] && break; sleep 0.05; done\n\
+             wg setconf {name} {file}; ip link set {name} mtu 1420 up\n",
+            socket = socket.display(),
             file = file.display()
         );
         for address in field("Address").split(", ") {
@@ -227,9 +241,10 @@ impl Phone {
 
 impl Drop for Phone {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.wireguard {
+        if let Some((child, socket)) = &mut self.wireguard {
             let _ = child.kill();
             let _ = child.wait();
+            let _ = fs::remove_file(socket);
         }
     }
 }
