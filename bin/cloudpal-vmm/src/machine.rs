@@ -157,7 +157,7 @@ impl Spare {
     }
 
     /// Loads the kernel and makes the first vCPU ready for its first instruction. The others wait until it starts them.
-    pub fn boot(mut self, host: &Host, boot: Boot<'_>) -> Result<Machine, Error> {
+    pub fn boot(self, host: &Host, boot: Boot<'_>) -> Result<Machine, Error> {
         let loaded = kernel::load(&self.memory, &boot.kernel, boot.initramfs.as_ref())?;
         let start = boot::prepare(&self.memory, &loaded, boot.command_line)?;
         self.bus.plug(boot.devices)?;

@@ -7,17 +7,26 @@
 mod vmm_world;
 
 use cloudpal_compute::driver::{Driver, SleepOutcome, Vm};
-use cloudpal_host::vmm::{Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings};
+use cloudpal_host::vmm::{
+    Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings,
+    embedded::{EmbeddedDriver, EmbeddedSettings},
+};
 use std::{
     env,
     path::PathBuf,
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 use vmm_world::{GREETING, World};
 
 /// No account has a number from here on.
 const FIRST_UID: u32 = 1_900_000_000;
+
+/// What is written to the disk, and then sent over the network.
+const MOVED_MIB: u32 = 32;
+/// Until the pool has a VMM again for the next wake.
+const REFILL: Duration = Duration::from_secs(2);
 
 type Machine = Arc<dyn Vm>;
 
@@ -34,6 +43,12 @@ fn contenders() -> Vec<Contender> {
         let world = World::make(&format!("bench-{name}")).expect("everything is there");
         all.push(Contender { name, world, driver: make() });
     };
+    if let Some(program) = env::var_os("CLOUDPAL_VMM") {
+        let settings = EmbeddedSettings::new(&guest_dir, program);
+        add("embedded", &|| Box::new(EmbeddedDriver::new(settings.clone()).unwrap()));
+        let alone = EmbeddedSettings { spares_per_class: 0, ..settings.clone() };
+        add("embedded-without-pool", &|| Box::new(EmbeddedDriver::new(alone.clone()).unwrap()));
+    }
     if let Some(binary) = env::var_os("CLOUDPAL_FIRECRACKER") {
         let settings = FirecrackerSettings {
             guest_dir: guest_dir.clone(),
@@ -52,6 +67,10 @@ fn figure(driver: &str, what: &str, took: Duration) {
     println!("figure {driver} {what} {}", took.as_micros());
 }
 
+async fn joined(get: JoinHandle<(String, Duration)>) -> (String, Duration) {
+    tokio::task::spawn_blocking(move || get.join().unwrap()).await.unwrap()
+}
+
 impl Contender {
     async fn fall_asleep(&self, vm: &Machine) -> Duration {
         self.world.quiet().await;
@@ -68,20 +87,35 @@ impl Contender {
         self.driver.wake(&self.world.spec, self.world.tap.dup().unwrap()).await.unwrap()
     }
 
-    /// Boot, then asleep and awake twice: on request, and by a packet.
+    /// To the disk and on it, by the app's user; then from there over the network.
+    async fn move_bytes(&self, vm: &Machine) {
+        let write = format!("busybox dd if=/dev/zero of=/data/moved bs=1M count={MOVED_MIB} conv=fsync");
+        let begun = Instant::now();
+        let written = vm.exec(vec!["sh".into(), "-c".into(), write]).await.unwrap();
+        assert_eq!(written.code, 0, "{}", String::from_utf8_lossy(&written.output));
+        figure(self.name, "disk", begun.elapsed());
+        let (body, took) = joined(self.world.get_path("/moved")).await;
+        assert_eq!(body.len(), MOVED_MIB as usize * 1024 * 1024);
+        figure(self.name, "network", took);
+    }
+
+    /// Boot, bytes moved, then asleep and awake twice: on request, and by a packet.
     async fn round(&self) {
         let begun = Instant::now();
         let vm = self.driver.boot(&self.world.spec, self.world.tap.dup().unwrap()).await.unwrap();
         figure(self.name, "boot", begun.elapsed());
+        self.move_bytes(&vm).await;
         figure(self.name, "sleep", self.fall_asleep(&vm).await);
+        tokio::time::sleep(REFILL).await;
         let begun = Instant::now();
         let vm = self.wake().await;
         figure(self.name, "wake", begun.elapsed());
         self.fall_asleep(&vm).await;
+        tokio::time::sleep(REFILL).await;
         let get = self.world.get();
         self.world.tap.wait_readable().await;
         let vm = self.wake().await;
-        let (body, took) = tokio::task::spawn_blocking(move || get.join().unwrap()).await.unwrap();
+        let (body, took) = joined(get).await;
         assert_eq!(body, GREETING);
         figure(self.name, "packet", took);
         vm.stop(Duration::from_secs(5)).await.unwrap();

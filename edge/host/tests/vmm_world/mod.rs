@@ -91,8 +91,12 @@ impl World {
 
     /// The answer to one GET, by one connection attempt, and how long it took.
     pub fn get(&self) -> JoinHandle<(String, Duration)> {
+        self.get_path("/index.html")
+    }
+
+    pub fn get_path(&self, path: &'static str) -> JoinHandle<(String, Duration)> {
         let namespace = self.namespace.clone();
-        std::thread::spawn(move || namespace.run(http_get).unwrap())
+        std::thread::spawn(move || namespace.run(|| http_get(path)).unwrap())
     }
 
     /// One ping, which nobody repeats: whether it was answered.
@@ -163,11 +167,11 @@ pub fn machine_spec(dir: &Path) -> MachineSpec {
     }
 }
 
-fn http_get() -> (String, Duration) {
+fn http_get(path: &str) -> (String, Duration) {
     let start = Instant::now();
     let mut stream = TcpStream::connect_timeout(&(GUEST_V4, 80).into(), Duration::from_secs(60)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -239,6 +243,7 @@ fn make_image(target: &Path, work: &Path, rootfs: &Path) -> Option<()> {
     fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:33::/data:/bin/sh\n").unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:33:\nlogs:x:44:web\n").unwrap();
     fs::write(root.join("www/index.html"), GREETING).unwrap();
+    std::os::unix::fs::symlink("/data/moved", root.join("www/moved")).unwrap();
     fs::set_permissions(root.join("tmp"), std::os::unix::fs::PermissionsExt::from_mode(0o1777)).unwrap();
     std::os::unix::fs::chown(root.join("data"), Some(33), Some(33)).unwrap();
     let made = Command::new("mkfs.erofs").arg(rootfs).arg(&root).output().unwrap();
