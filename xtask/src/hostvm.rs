@@ -53,10 +53,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// Every part, with nothing brought along.
-/// What is run with all other tests: the network with the kernel's WireGuard.
+/// What is run with all other tests: the network, and the owner's day on the embedded VMM.
 pub fn test() -> Result<()> {
-    test::run(&test::Options::network())
+    test::run(&test::Options::usual())
 }
 
 fn shell(brought: &Brought) -> Result<()> {

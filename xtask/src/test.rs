@@ -29,7 +29,7 @@ pub fn run(options: &Options) -> Result<()> {
         parts.try_run("the owner's day", || {
             check::run(check::Parts::build(Profile::Tests)?, &check::Play::default())
         });
-        parts.try_run("the network with the kernel's WireGuard, in a host VM", hostvm::test);
+        parts.try_run("the embedded VMM and the kernel's WireGuard, in a host VM", hostvm::test);
     }
     parts.try_run("the JavaScript peers", peers::install);
     parts.try_run("tests", || nextest(&options.filter));

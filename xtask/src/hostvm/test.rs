@@ -37,9 +37,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// The parts about the network; those with machines take longer, and are asked for by name.
-    pub fn network() -> Options {
-        Options { only: vec!["the tests net_".into()], ..Options::default() }
+    /// What is run with all other tests; the drivers' suites take longer, and are asked for by name.
+    pub fn usual() -> Options {
+        Options { only: vec!["the tests net_".into(), "the owner's day".into()], ..Options::default() }
     }
 }
 
@@ -66,9 +66,8 @@ fn parts(brought: &Brought) -> Vec<Part> {
         };
         parts.push(Part { name, command });
     }
-    // The daemon chooses the driver that it finds best here.
-    let day = "/job/xtask up --check --rounds 3 --built /job/built -- --wireguard kernel";
-    parts.push(part("the owner's day, kernel WireGuard".into(), day.into()));
+    let day = "/job/xtask up --check --rounds 3 --built /job/built -- --wireguard kernel --driver embedded";
+    parts.push(part("the owner's day, embedded driver and kernel WireGuard".into(), day.into()));
     parts
 }
 
