@@ -44,6 +44,8 @@ pub const GENERATION_GSI: u32 = 23;
 
 pub const COM1: u16 = 0x3f8;
 pub const COM1_GSI: u32 = 4;
+/// Index and data of the battery-backed clock's chip, where a PC has one.
+pub const CMOS: std::ops::RangeInclusive<u16> = 0x70..=0x71;
 pub const KEYBOARD_DATA: u16 = 0x60;
 pub const KEYBOARD_COMMAND: u16 = 0x64;
 pub const KEYBOARD_RESET: u8 = 0xfe;

@@ -78,10 +78,15 @@ impl Job {
     }
 
     pub fn add_brought(&mut self, brought: &Brought) -> Result<()> {
-        match &brought.firecracker {
-            Some(program) => self.program_as(program, &self.dir.join("firecracker")),
-            None => Ok(()),
+        if let Some(program) = &brought.firecracker {
+            self.program_as(program, &self.dir.join("firecracker"))?;
         }
+        if let Some(kernel) = &brought.unikernel {
+            // As it was built: that is what it is brought for.
+            fs::copy(kernel, self.dir.join("unikernel"))
+                .with_context(|| format!("cannot read {}", kernel.display()))?;
+        }
+        Ok(())
     }
 
     fn program(&self, program: &Path, into: &Path) -> Result<()> {

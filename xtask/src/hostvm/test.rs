@@ -13,10 +13,11 @@ use std::{
 };
 
 /// With either WireGuard, and with every driver.
-pub const SUITES: [Suite; 3] = [
+pub const SUITES: [Suite; 4] = [
     Suite { package: "cloudpal-host", name: "net_tunnel" },
     Suite { package: "cloudpal-host", name: "net_machines" },
     Suite { package: "cloudpal-host", name: "vmm_suite" },
+    Suite { package: "cloudpal-vmm", name: "library_os" },
 ];
 
 const DRIVERS: [&str; 3] = ["qemu", "embedded", "firecracker"];
@@ -66,6 +67,11 @@ fn parts(brought: &Brought) -> Vec<Part> {
         };
         parts.push(Part { name, command });
     }
+    let command = match &brought.unikernel {
+        Some(_) => Ok("/job/tests/library_os --nocapture".to_owned()),
+        None => Err("no --unikernel"),
+    };
+    parts.push(Part { name: "a library OS on the embedded VMM".into(), command });
     let day = "/job/xtask up --check --rounds 3 --built /job/built -- --wireguard kernel --driver embedded";
     parts.push(part("the owner's day, embedded driver and kernel WireGuard".into(), day.into()));
     parts
