@@ -28,6 +28,8 @@ pub struct Play<'a> {
     pub more: &'a [String],
     /// How often the app is woken in a row.
     pub rounds: u32,
+    /// After how long without packets the app falls asleep.
+    pub idle: &'a str,
     /// Where to keep the timeline.
     pub json: Option<&'a Path>,
     /// Leave the files for a look.
@@ -36,7 +38,7 @@ pub struct Play<'a> {
 
 impl Default for Play<'_> {
     fn default() -> Self {
-        Play { more: &[], rounds: 20, json: None, keep: false }
+        Play { more: &[], rounds: 20, idle: "1s", json: None, keep: false }
     }
 }
 
@@ -58,7 +60,7 @@ impl Parts {
 }
 
 /// A day that can begin: the daemon, with these arguments more, runs and knows nothing yet.
-pub fn dawn(parts: Parts, idle: &'static str, more: &[String]) -> Result<Day> {
+pub fn dawn(parts: Parts, idle: &str, more: &[String]) -> Result<Day> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "this makes network namespaces and needs root: run it with sudo"
@@ -77,13 +79,13 @@ pub fn dawn(parts: Parts, idle: &'static str, more: &[String]) -> Result<Day> {
     };
     let timeline = Timeline::start();
     let daemon = Daemon::start(settings, programs)?;
-    Ok(Day { daemon, world, image, idle, rounds: 20, timeline })
+    Ok(Day { daemon, world, image, idle: idle.to_owned(), rounds: 20, timeline })
 }
 
 /// Plays the day.
 pub fn run(parts: Parts, play: &Play) -> Result<()> {
     interrupt::hold()?;
-    let mut day = dawn(parts, "1s", play.more)?;
+    let mut day = dawn(parts, play.idle, play.more)?;
     (day.world.files.keep, day.rounds) = (play.keep, play.rounds);
     println!("\nThe owner's day");
     let played = day.play();

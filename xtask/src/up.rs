@@ -39,6 +39,10 @@ pub struct Options {
     /// With --check: how often the app is put to sleep and woken in a row.
     #[arg(long, default_value_t = 20, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// With --check: after how long without packets the app falls asleep; on a machine so slow that an answer may take
+    /// longer, more.
+    #[arg(long, default_value = "1s", value_name = "DURATION")]
+    idle: String,
     /// More arguments of cloudpald, after `--`.
     #[arg(last = true, value_name = "ARGUMENT")]
     more: Vec<String>,
@@ -50,8 +54,9 @@ pub fn run(options: &Options) -> Result<()> {
             Some(dir) => check::Parts::built(dir),
             None => check::Parts::build(options.profile.unwrap_or(Profile::Dev))?,
         };
-        let (json, rounds) = (options.json.as_deref(), options.rounds);
-        return check::run(parts, &check::Play { more: &options.more, rounds, json, keep: options.keep });
+        let Options { more, rounds, idle, keep, .. } = options;
+        let json = options.json.as_deref();
+        return check::run(parts, &check::Play { more, rounds: *rounds, idle, json, keep: *keep });
     }
     ensure!(nix::unistd::geteuid().is_root(), "networks and machines need root: run it with sudo");
     setup::run(setup::For::Up)?;

@@ -48,7 +48,7 @@ pub struct Day {
     pub world: World,
     pub image: PathBuf,
     /// After how long without packets the app falls asleep.
-    pub idle: &'static str,
+    pub idle: String,
     /// How often it is woken in a row.
     pub rounds: u32,
     pub timeline: Timeline,

@@ -34,7 +34,7 @@ pub fn play(day: &mut Day) -> Result<()> {
     day.timeline.held("his phone calls ada's app: no answer, and it sleeps on", started.elapsed(), "");
 
     let image = format!("oci:{}", day.image.display());
-    let install = ["app", "install", NEIGHBOUR, APP, &image, "--idle", day.idle, "--memory", "256MiB"];
+    let install = ["app", "install", NEIGHBOUR, APP, &image, "--idle", &day.idle, "--memory", "256MiB"];
     day.timeline.time("`app install bob calendar`: the image is there already", || cli.json(&install))?;
     let his = day.app_of(NEIGHBOUR)?;
     ensure!(text(&his, "v4")?.parse::<IpAddr>()? == v4.ip(), "bob's app has another address than ada's");

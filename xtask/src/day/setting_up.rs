@@ -13,7 +13,7 @@ pub fn play(day: &mut Day) -> Result<()> {
         cli.json(&["device", "add", TENANT, "phone", "--conf", &conf])?;
         assert_private(day.world.phones[0].conf())
     })?;
-    let install = ["app", "install", TENANT, APP, &image, "--idle", day.idle, "--memory", "256MiB"];
+    let install = ["app", "install", TENANT, APP, &image, "--idle", &day.idle, "--memory", "256MiB"];
     day.timeline.time("`app install ada calendar`: Radicale's image is imported", || cli.json(&install))?;
     let phone = &mut day.world.phones[0];
     day.timeline.time("the phone's wg-quick takes the profile as it is", || phone.connect())
