@@ -241,7 +241,11 @@ impl Vm for Machine {
         if let Err(unfinished) = self.save(&draft, still_idle).await {
             let resumed = self.resume().await;
             let _turn = attempt.over();
-            with(&draft, |draft| Ok(draft.discard())).await?;
+            let tidy = |draft: &Draft| {
+                draft.discard();
+                Ok(())
+            };
+            with(&draft, tidy).await?;
             return match unfinished {
                 Unfinished::NotIdle => resumed.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
