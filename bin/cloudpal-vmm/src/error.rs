@@ -29,6 +29,8 @@ pub enum Error {
     Msr(u32),
     #[error("the vCPU stopped for a reason without a remedy: {0}")]
     Vcpu(String),
+    #[error("the save was given up")]
+    GivenUp,
 }
 
 impl Error {
@@ -64,7 +66,9 @@ impl From<Error> for Problem {
                 Problem::new(Kind::BadImage, what, "give it a 64-bit x86 kernel: an ELF file or a bzImage")
             }
             Error::Snapshot(_) | Error::Msr(_) => Problem::new(Kind::Refused, what, "boot from the disk"),
-            Error::Kvm { .. } | Error::Vcpu(_) => Problem::new(Kind::Internal, what, "see the VMM's log"),
+            Error::Kvm { .. } | Error::Vcpu(_) | Error::GivenUp => {
+                Problem::new(Kind::Internal, what, "see the VMM's log")
+            }
         }
     }
 }

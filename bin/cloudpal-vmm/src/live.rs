@@ -21,6 +21,7 @@ use crate::{
     memory::Memory,
     snapshot::{Save, Saved},
     vcpu::Vcpu,
+    vcpu_state,
 };
 use std::{
     sync::{
@@ -205,6 +206,7 @@ impl Live {
 fn run(vcpu: &Mutex<Vcpu>, gate: &Gate, kick: &Kick, bus: &crate::bus::Bus) -> Result<(), End> {
     let failed = |error: Error| End::Failed(error.to_string());
     let mut vcpu = locked(vcpu);
+    vcpu_state::tell_of_pause(&vcpu.fd).map_err(failed)?;
     while gate.may_run() {
         match vcpu.run(kick, bus, &mut NoPorts).map_err(failed)? {
             Ended::Kicked | Ended::Break => {}

@@ -73,6 +73,14 @@ pub struct Save<'a> {
     pub memory: &'a File,
     /// Written instead when there is one, the machine was woken, and little of its memory has changed since.
     pub diff: Option<&'a File>,
+    /// Asked between two pieces of memory: true ends the save with [`Error::GivenUp`], so that the machine can run on.
+    pub given_up: &'a dyn Fn() -> bool,
+}
+
+impl Save<'_> {
+    fn go_on(&self) -> Result<(), Error> {
+        if (self.given_up)() { Err(Error::GivenUp) } else { Ok(()) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,13 +109,13 @@ impl Machine {
         let changed = self.memory.changed().map_err(told)?;
         let saved = match (save.diff, self.base, &changed) {
             (Some(file), Some(base), Some(changed)) if self.is_little(changed) => {
-                let bytes = diff::write(file, &self.memory, changed, base.0, state.pairing)?;
+                let bytes = diff::write(file, &save, &self.memory, changed, (base.0, state.pairing))?;
                 Saved { kind: Kind::Diff, bytes }
             }
             _ => {
                 // Without a file below, what was never touched is zero.
                 let used = changed.as_deref().filter(|_| self.base.is_none());
-                let bytes = write_memory(&self.memory, used, save.memory, state.pairing)?;
+                let bytes = write_memory(&self.memory, used, &save, state.pairing)?;
                 Saved { kind: Kind::Full, bytes }
             }
         };
@@ -262,9 +270,10 @@ fn footer(memory: &File, memory_bytes: u64) -> Result<Footer, Error> {
 fn write_memory(
     memory: &Memory,
     used: Option<&[diff::Extent]>,
-    file: &File,
+    save: &Save<'_>,
     pairing: [u8; 16],
 ) -> Result<u64, Error> {
+    let file = save.memory;
     let told = || Error::file("the snapshot's memory");
     file.set_len(0).and_then(|()| file.set_len(memory.bytes() + FOOTER as u64)).map_err(told())?;
     let (mut piece, mut checksum, mut written) = (vec![0; PIECE], Checksum::default(), 0);
@@ -274,6 +283,7 @@ fn write_memory(
     for (offset, len) in used.unwrap_or(&all) {
         let mut at = next.max(offset / PIECE as u64 * PIECE as u64);
         while at < offset + len {
+            save.go_on()?;
             let some = (memory.bytes() - at).min(PIECE as u64);
             memory.each_chunk_of(at, some, &mut piece, |bytes| {
                 if checksum.add(at, bytes) {
@@ -310,7 +320,7 @@ impl Checksum {
 fn write(machine: &mut Machine, dir: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().mode(0o700).create(dir).map_err(Error::file(dir))?;
     let (memory, state) = (create(&dir.join(MEMORY))?, create(&dir.join(STATE))?);
-    machine.save(Save { state: &state, memory: &memory, diff: None })?;
+    machine.save(Save { state: &state, memory: &memory, diff: None, given_up: &|| false })?;
     memory.sync_all().map_err(Error::file(dir.join(MEMORY)))?;
     state.sync_all().map_err(Error::file(dir.join(STATE)))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::file(dir))

@@ -51,7 +51,11 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
     }
     write_msrs(vcpu, &state.msrs)?;
     vcpu.set_vcpu_events(&state.events).doing("restore the pending events")?;
-    // Tells a guest with kvm-clock that it was paused, so that its watchdogs forgive; without one KVM answers EINVAL.
+    tell_of_pause(vcpu)
+}
+
+/// Tells a guest with kvm-clock that it stood still, so that its watchdogs forgive; without one KVM answers EINVAL.
+pub(crate) fn tell_of_pause(vcpu: &VcpuFd) -> Result<(), Error> {
     match vcpu.kvmclock_ctrl() {
         Err(errno) if errno.errno() != libc::EINVAL => Err(errno).doing("tell the guest of the pause"),
         _ => Ok(()),

@@ -126,7 +126,9 @@ impl Files {
         live.pause();
         let paused = started.elapsed();
         let diff = with_diff.then_some(&self.diff);
-        let saved = live.save(Save { state: &self.state, memory: &self.memory, diff }).expect("saves");
+        let saved = live
+            .save(Save { state: &self.state, memory: &self.memory, diff, given_up: &|| false })
+            .expect("saves");
         eprintln!("paused after {paused:?}, saved after {:?}: {saved:?}", started.elapsed());
         saved.kind
     }
@@ -271,9 +273,49 @@ fn hello_and_wakes(vcpus: u8) {
     }
 }
 
-fn ask(mut stream: &UnixStream, id: u32) {
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+/// Falling asleep, and each time it is given up: with a question on its way to the guest, its answer on its way back,
+/// at every distance from the doorbell; saved at times, and standing still for longer than a timer's tick at others.
+#[test]
+fn a_guest_runs_on_after_two_hundred_pauses() {
+    for vcpus in [1, 2] {
+        let Some(host) = host() else { return };
+        let dir = tempfile::tempdir().expect("a directory");
+        let (_com1, theirs) = Com1::pair();
+        let mut live = boot_with(&host, "vmlinuz", vcpus, theirs, control(dir.path()));
+        let (stream, line) = hello(dir.path());
+        assert!(line.contains("hello"), "{line}");
+        let files = Files::fresh();
+        for round in 0..200 {
+            let started = Instant::now();
+            say(&stream, round);
+            std::thread::sleep(Duration::from_micros(u64::from(round % 23) * 150));
+            live.pause();
+            match round % 25 {
+                0 => drop(files.save(&mut live, false)),
+                12 => std::thread::sleep(Duration::from_millis(120)),
+                _ => {}
+            }
+            live.resume();
+            hear(&stream, round);
+            if round % 25 == 0 {
+                eprintln!("{vcpus} vCPUs, pause {round}: answered after {:?}", started.elapsed());
+            }
+        }
+        drop(live);
+    }
+}
+
+fn ask(stream: &UnixStream, id: u32) {
+    say(stream, id);
+    hear(stream, id);
+}
+
+fn say(mut stream: &UnixStream, id: u32) {
     writeln!(stream, "\n{{\"id\":{id},\"ask\":{{\"ask\":\"stats\"}}}}").expect("writes");
+}
+
+fn hear(stream: &UnixStream, id: u32) {
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).expect("a line in time");
     // It was not told what to run, and says so: that is an answer, too.

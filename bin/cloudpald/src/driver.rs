@@ -31,16 +31,15 @@ pub fn choose(settings: &Settings) -> Result<Chosen, Problem> {
     }
 }
 
-/// QEMU, until the embedded VMM has been proven through every sleep that is given up; doctor says where it could be
-/// chosen.
+/// The embedded VMM where KVM runs a guest's instructions itself, which is measured; QEMU where it does not, and where
+/// the embedded VMM lacks something.
 fn measured(settings: &Settings) -> Result<Chosen, Problem> {
     let why = match usable() {
         (false, measured) => format!("since the embedded VMM needs a real KVM ({measured})"),
-        (true, measured) => {
-            format!(
-                "since the embedded VMM is chosen only by --driver embedded as yet (KVM is real: {measured})"
-            )
-        }
+        (true, measured) => match embedded(settings) {
+            Ok(driver) => return Ok(Chosen { driver, why: format!("since KVM is real ({measured})") }),
+            Err(problem) => format!("since the embedded VMM cannot be used: {problem}"),
+        },
     };
     Ok(Chosen { driver: qemu(settings)?, why })
 }

@@ -79,7 +79,7 @@ pub enum Ask {
     /// Once answered, no vCPU runs, no device works, and no frame is taken from the TAP.
     Pause,
     /// To a paused one: write `State`, and all of the memory into `Memory`, or, if a `Diff` came along and little has
-    /// changed since its last wake, only that.
+    /// changed since its last wake, only that. Whatever is asked meanwhile ends it: it has failed then.
     Save,
     Stats,
 }

@@ -15,7 +15,10 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -165,8 +168,8 @@ async fn a_machine_boots_sleeps_and_wakes() {
 
     assert_eq!(vm.sleep(&|| false).await.unwrap(), SleepOutcome::Cancelled);
     assert!(!driver.has_snapshot(&world.spec) && !is_gone(vm.pid()));
-    let asked = std::sync::atomic::AtomicU32::new(0);
-    let late = || asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 3;
+    let asked = AtomicU32::new(0);
+    let late = || asked.fetch_add(1, Ordering::Relaxed) < 3;
     assert_eq!(vm.sleep(&late).await.unwrap(), SleepOutcome::Cancelled);
     assert!(!driver.has_snapshot(&world.spec) && !is_gone(vm.pid()));
     assert!(!world.spec.dir.join("snapshot.tmp").exists());
@@ -190,6 +193,63 @@ async fn a_machine_boots_sleeps_and_wakes() {
     assert!(vm.exited().await.clean && is_gone(vm.pid()));
 }
 
+/// Whoever puts it to sleep goes away in the middle of it, at every question that a sleep asks: the guest runs on, and
+/// the next sleep finds everything as if that one had never been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_runs_on_after_a_sleep_that_was_given_up() {
+    let Some(world) = World::make("given") else { return };
+    let driver = world.driver();
+    let vm = world.boot(&driver).await;
+    for round in 0..10 {
+        let at = round % 5 + 1;
+        let (asked, reached) = (AtomicU32::new(0), tokio::sync::Notify::new());
+        let still_idle = || {
+            if asked.fetch_add(1, Ordering::Relaxed) + 1 == at {
+                reached.notify_one();
+            }
+            true
+        };
+        tokio::select! {
+            biased;
+            () = reached.notified() => {}
+            outcome = vm.sleep(&still_idle) => panic!("it asked fewer times than {at}: {outcome:?}"),
+        }
+        assert!(runs(&vm, &format!("given up at question {at}")).await, "ended at question {at}");
+        assert!(!driver.has_snapshot(&world.spec));
+        let start = Instant::now();
+        while world.spec.dir.join("snapshot.tmp").exists() {
+            assert!(start.elapsed() < Duration::from_secs(20), "what was written stays");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    // However long somebody waits, it runs or it sleeps.
+    for after_us in [0, 300, 1_000, 3_000, 9_000, 27_000] {
+        drop(tokio::time::timeout(Duration::from_micros(after_us), vm.sleep(&|| true)).await);
+        if !runs(&vm, &format!("given up after {after_us} us")).await {
+            break;
+        }
+    }
+    if !is_gone(vm.pid()) {
+        assert_eq!(vm.sleep(&|| true).await.unwrap(), SleepOutcome::Asleep);
+    }
+    assert!(driver.has_snapshot(&world.spec) && is_gone(vm.pid()));
+    let vm = world.wake(&driver).await.unwrap();
+    vm.kill().await;
+}
+
+/// The guest waits in a loop of its own, which takes time of the CPU as long as it runs. False: its VMM has ended.
+async fn runs(vm: &Arc<dyn Vm>, what: &str) -> bool {
+    let (start, before) = (Instant::now(), vm.usage().cpu_us);
+    while vm.usage().cpu_us < before + 100_000 {
+        if is_gone(vm.pid()) {
+            return false;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: the guest stands still");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vmm_outlives_its_daemon_and_a_spare_does_not() {
     let Some(world) = World::make("adopt") else { return };
@@ -208,7 +268,14 @@ async fn a_vmm_outlives_its_daemon_and_a_spare_does_not() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 
+    // A daemon with another driver leaves it alone, and says what to do.
     let driver = world.driver();
+    let note = world.spec.run_dir.join("vmm.json");
+    let own = fs::read_to_string(&note).unwrap();
+    fs::write(&note, own.replace("embedded", "qemu")).unwrap();
+    let problem = driver.adopt(&world.spec).await.err().expect("it is another driver's");
+    assert!(problem.kind == Kind::Refused && problem.mend.contains("--driver qemu"), "{problem}");
+    fs::write(&note, own).unwrap();
     let (vm, tap) = driver.adopt(&world.spec).await.unwrap().expect("the VMM that lives");
     assert_eq!(vm.pid(), pid);
     let counters = Counters::open(&Namespace::open_or_create(&world.name).unwrap().0).unwrap();
@@ -260,9 +327,15 @@ async fn a_snapshot_that_is_damaged_swapped_or_foreign_is_refused() {
     restore();
     overwrite("memory", (64 << 20) + 8, &[7; 16]);
     assert!(world.refused(&driver).await.contains("another snapshot"));
-    // What is in the memory is looked at when the host was started anew.
+    // What is in the memory is looked at when somebody wrote into it since, and when the host was started anew.
     restore();
     overwrite("memory", 3 << 20, b"rot");
+    assert!(world.refused(&driver).await.contains("damaged"));
+    restore();
+    let modified = fs::metadata(good.join("memory")).unwrap().modified().unwrap();
+    overwrite("memory", 3 << 20, b"rot");
+    let file = fs::File::options().write(true).open(good.join("memory")).unwrap();
+    file.set_modified(modified).unwrap();
     let description = fs::read_to_string(good.join("snapshot.json")).unwrap();
     let own = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert!(description.contains(own.trim()));

@@ -4,7 +4,10 @@
 //! one that went away. A descriptor that no message names is closed.
 
 use cloudpal_model::vmm::{FromVmm, MAX_FILES, MAX_LINE_BYTES, ToVmm};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
+};
 use std::{
     collections::VecDeque,
     io::{self, IoSliceMut},
@@ -78,6 +81,13 @@ impl Channel {
             }
         }
         if self.pending.len() > MAX_LINE_BYTES { Err(Lost) } else { Ok(None) }
+    }
+
+    /// Whether there is something to read, be it the end. It waits for nothing.
+    pub fn has_more(&self) -> bool {
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        self.pending.contains(&b'\n') || poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     /// A daemon that does not read is as good as gone: it may connect again.

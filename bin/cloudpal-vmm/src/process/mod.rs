@@ -9,6 +9,7 @@
 //! Invariants:
 //! - Everything that needs the host's file system or more than the filter's system calls happens before `Ready`.
 //! - Before `Release` no frame is taken from the TAP; when `Pause` is answered, none is taken either.
+//! - Whatever comes over the channel during a `Save`, or its end, ends the save: the guest is wanted back.
 //! - Whatever comes over the channel out of turn is refused and changes nothing.
 #![allow(unsafe_code)]
 
@@ -383,8 +384,12 @@ impl Process {
     fn save(&mut self, mut files: Files) -> Result<Reply, Refusal> {
         let (state, memory) = (files.file(Handed::State)?, files.file(Handed::Memory)?);
         let diff = files.optional(Handed::Diff);
-        let save = Save { state: &state, memory: &memory, diff: diff.as_ref() };
-        let saved = self.machine("Save")?.live.save(save)?;
+        let Process { phase: Phase::Machine(running), channel, .. } = self else {
+            return Err(out_of_turn("Save"));
+        };
+        let given_up = || channel.as_ref().is_none_or(Channel::has_more);
+        let save = Save { state: &state, memory: &memory, diff: diff.as_ref(), given_up: &given_up };
+        let saved = running.live.save(save)?;
         Ok(Reply::Saved { diff: saved.kind == Kind::Diff })
     }
 

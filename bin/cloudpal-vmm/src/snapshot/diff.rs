@@ -10,7 +10,7 @@
 //!   more.
 //! - Nothing of a foreign file is put into memory before all its numbers were found true.
 
-use super::{PIECE, Refusal};
+use super::{PIECE, Refusal, Save};
 use crate::{Error, memory::Memory};
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -37,10 +37,10 @@ fn told(error: std::io::Error) -> Error {
 /// Writes these pages, and returns how many bytes the file has.
 pub(super) fn write(
     file: &File,
+    save: &Save<'_>,
     memory: &Memory,
     extents: &[Extent],
-    base: [u8; 16],
-    pairing: [u8; 16],
+    (base, pairing): ([u8; 16], [u8; 16]),
 ) -> Result<u64, Error> {
     let table: Vec<u8> =
         extents.iter().flat_map(|(offset, len)| [*offset, *len]).flat_map(u64::to_le_bytes).collect();
@@ -49,6 +49,7 @@ pub(super) fn write(
     let mut piece = vec![0; PIECE];
     for (offset, len) in extents {
         memory.each_chunk_of(*offset, *len, &mut piece, |bytes| {
+            save.go_on()?;
             checksum = crc32c::crc32c_append(checksum, bytes);
             file.write_all_at(bytes, at).map_err(told)?;
             at += bytes.len() as u64;

@@ -52,6 +52,17 @@ impl Note {
     pub fn read(run_dir: &Path) -> Option<Note> {
         serde_json::from_slice(&fs::read(note_path(run_dir)).ok()?).ok()
     }
+
+    /// `Err`: the VMM is another driver's, which alone can talk to it.
+    pub fn is_of(&self, driver: &str) -> Result<(), Problem> {
+        let own = self.identity.driver();
+        if own == driver {
+            return Ok(());
+        }
+        let what = format!("the machine runs in a VMM of the driver {own}, not of {driver}");
+        let mend = format!("start the daemon with --driver {own} and stop the app, then change the driver");
+        Err(Problem::new(Kind::Refused, what, mend))
+    }
 }
 
 fn note_path(run_dir: &Path) -> PathBuf {

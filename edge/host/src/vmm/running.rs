@@ -49,8 +49,8 @@ pub struct Running {
     pub process: Arc<Process>,
     /// A unikernel has none.
     control: Mutex<Option<Arc<Control>>>,
-    /// One sleep or stop at a time.
-    pub turn: tokio::sync::Mutex<()>,
+    /// One sleep or stop at a time; what follows from one that was given up belongs to it.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
     /// We asked for its end.
     ending: Arc<AtomicBool>,
     asleep: AtomicBool,
@@ -77,7 +77,7 @@ impl Running {
             let exit = watcher.watch().await;
             sender.send_replace(Some(exit));
         });
-        let (asleep, turn) = (AtomicBool::new(false), tokio::sync::Mutex::new(()));
+        let (asleep, turn) = (AtomicBool::new(false), Arc::default());
         let control = Mutex::new(control.map(Arc::new));
         Running { spec, process, control, turn, ending, asleep, exit }
     }

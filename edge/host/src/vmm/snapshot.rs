@@ -24,6 +24,7 @@ use std::{
 
 const VERSION: u32 = 2;
 const DESCRIPTION: &str = "snapshot.json";
+const DRIVER: &str = "driver";
 /// No driver's description is longer: 24 bytes for each 256 KiB of a terabyte's memory.
 const MAX_DESCRIPTION_BYTES: u64 = 128 << 20;
 
@@ -33,7 +34,7 @@ pub struct Identity(BTreeMap<String, String>);
 
 impl Identity {
     pub fn new(driver: &str, spec: &MachineSpec) -> Identity {
-        let named = Identity::default().with("driver", driver);
+        let named = Identity::default().with(DRIVER, driver);
         named.with("memory_mib", spec.memory_mib).with("vcpus", spec.vcpus)
     }
 
@@ -41,6 +42,10 @@ impl Identity {
     pub fn with(mut self, name: &str, value: impl fmt::Display) -> Identity {
         self.0.insert(name.into(), value.to_string());
         self
+    }
+
+    pub fn driver(&self) -> &str {
+        self.0.get(DRIVER).map_or("unknown", String::as_str)
     }
 
     /// The first thing in which they differ, for people.
@@ -56,7 +61,7 @@ impl Identity {
 
 /// A file as it was, without reading it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub struct Stamp {
     bytes: u64,
     modified_s: i64,
     modified_ns: i64,
@@ -110,10 +115,18 @@ pub struct Draft {
 
 impl Draft {
     pub fn begin(dir: &Path) -> io::Result<Draft> {
-        let temporary = dir.join("snapshot.tmp");
-        remove(&temporary)?;
-        fs::create_dir(&temporary)?;
-        Ok(Draft { dir: dir.to_path_buf(), temporary })
+        let draft = Draft::of(dir);
+        draft.make().map(|()| draft)
+    }
+
+    /// Nothing on the disk yet: see [`Draft::make`].
+    pub fn of(dir: &Path) -> Draft {
+        Draft { dir: dir.to_path_buf(), temporary: dir.join("snapshot.tmp") }
+    }
+
+    pub fn make(&self) -> io::Result<()> {
+        remove(&self.temporary)?;
+        fs::create_dir(&self.temporary)
     }
 
     /// A new file of the snapshot, for reading and writing.
@@ -125,6 +138,11 @@ impl Draft {
     /// Takes over a file of an earlier snapshot that is whole and does not change any more.
     pub fn link(&self, name: &str, from: &Path) -> io::Result<()> {
         fs::hard_link(from, self.temporary.join(name))
+    }
+
+    /// One of its files as it is now.
+    pub fn stamp(&self, name: &str) -> io::Result<Stamp> {
+        stamp(&self.temporary.join(name))
     }
 
     /// One of its files that is not needed after all.
@@ -187,6 +205,11 @@ impl Opened {
     pub fn detail<T: DeserializeOwned>(&self) -> Result<T, WakeError> {
         serde_json::from_value(self.detail.clone())
             .map_err(|error| WakeError::SnapshotRefused { why: format!("{DESCRIPTION}: {error}") })
+    }
+
+    /// As it was when it was stamped: nobody has written to it since.
+    pub fn is_untouched(&self, name: &str, then: &Stamp) -> bool {
+        stamp(&self.dir.join(name)).is_ok_and(|now| now == *then)
     }
 
     pub fn file(&self, name: &str) -> Result<File, WakeError> {

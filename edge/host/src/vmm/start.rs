@@ -23,6 +23,9 @@ use std::{
 /// For what takes a tenth of a second or a few on an idle host, and much longer on a busy one under emulation.
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(90);
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
+/// A VMM that lives may be too busy to be adopted at once.
+pub const ADOPTION_TRIES: u32 = 3;
+pub const ADOPTION_PAUSE: Duration = Duration::from_secs(1);
 /// Whoever reads the lock file, or forks, holds it for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 const LOG_CHECKS: Duration = Duration::from_secs(2);

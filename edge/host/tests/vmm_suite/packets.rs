@@ -1,6 +1,6 @@
 //! Packets that come at the worst moments of falling asleep.
 
-use crate::stage::{Machine, Stage, answered, process_is_gone};
+use crate::stage::{Machine, Stage, answered, process_is_gone, run};
 use cloudpal_compute::driver::SleepOutcome;
 use std::{
     sync::{
@@ -16,7 +16,7 @@ pub async fn in_the_middle_of_falling_asleep(stage: Stage) {
     let mut cancelled = 0;
     // Whenever the packet comes: before the vCPUs stop, frozen, in the middle of writing, at the end.
     for at in [1, 2, 3, 5, 100] {
-        world.quiet().await;
+        stage.note_received(&vm).await;
         let delivered = world.tap.delivered_packets();
         let (calls, get) = (AtomicU32::new(0), Mutex::new(None));
         let outcome = vm
@@ -53,7 +53,7 @@ pub async fn in_the_middle_of_falling_asleep(stage: Stage) {
 pub async fn a_sleep_that_is_given_up(stage: Stage) {
     let world = &stage.world;
     let vm = stage.boot().await;
-    for at in [1, 2, 3, 4] {
+    for at in [1, 2, 3, 4, 2, 3] {
         world.quiet().await;
         let calls = AtomicU32::new(0);
         let reached = tokio::sync::Notify::new();
@@ -71,6 +71,8 @@ pub async fn a_sleep_that_is_given_up(stage: Stage) {
         };
         assert!(given_up, "it asked fewer times than {at}");
         answered(world.get()).await;
+        // Its timers go on as well.
+        assert_eq!(run(&vm, "busybox usleep 30000; echo on").await, "on");
         assert!(!stage.has_snapshot());
     }
     stage.fall_asleep(&vm).await;

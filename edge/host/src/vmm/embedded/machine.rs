@@ -5,13 +5,13 @@
 
 use super::{
     super::{
+        cgroup::Group,
         control::Control,
         process::Process,
         running::{LastWords, Running},
-        snapshot::{self, Draft, Identity, Verify},
+        snapshot::{self, Draft, Identity, Stamp, Verify},
         start::blocking_io,
     },
-    cgroup::Group,
     channel::Channel,
 };
 use async_trait::async_trait;
@@ -20,12 +20,22 @@ use cloudpal_model::{
     Problem,
     vmm::{Ask, File as Handed, Reply},
 };
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use std::{fs, io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::sync::OwnedMutexGuard;
 
 const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// Gigabytes to a slow disk.
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at the TAP while the VMM writes.
+const IDLE_CHECKS: Duration = Duration::from_millis(10);
 
 /// The files of a snapshot. A diff goes with the memory file of the snapshot that was woken before.
 pub const STATE: &str = "state";
@@ -40,6 +50,9 @@ pub struct Detail {
     /// Under which start of the host it was written: after another one, its pages come from the disk.
     pub boot_id: String,
     pub has_diff: bool,
+    /// The memory file as it was when it was written: after another change, all of it is read before it is used.
+    #[serde(default)]
+    pub memory: Option<Stamp>,
 }
 
 /// Another one after each start of the host: random(4).
@@ -64,7 +77,10 @@ pub struct Machine {
     channel: Channel,
     /// Goes with the machine; its process has ended then, or another daemon looks after it.
     _group: Option<Group>,
+    me: Weak<Machine>,
 }
+
+type StillIdle<'a> = &'a (dyn Fn() -> bool + Send + Sync);
 
 /// Why a draft was not published.
 enum Unfinished {
@@ -78,41 +94,116 @@ impl From<Problem> for Unfinished {
     }
 }
 
+/// The daemon's part of a snapshot that is being written; whoever works on it holds it for as long.
+type Shared = Arc<tokio::sync::Mutex<Draft>>;
+
+/// From the moment on in which there is something to take back: whatever becomes of the sleep, the guest runs on and no
+/// snapshot is left.
+struct Attempt(Option<(Arc<Machine>, Shared, OwnedMutexGuard<()>)>);
+
+impl Attempt {
+    /// It came to its end. The next may begin once what is returned is dropped.
+    fn over(mut self) -> Option<OwnedMutexGuard<()>> {
+        self.0.take().map(|(_, _, turn)| turn)
+    }
+}
+
+impl Drop for Attempt {
+    /// The sleep was given up in its middle.
+    fn drop(&mut self) {
+        if let (Some((machine, draft, turn)), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(async move {
+                if let Err(problem) = machine.withdraw(&draft).await {
+                    tracing::warn!(%problem, "a machine does not go on after a sleep that was given up");
+                }
+                drop(turn);
+            });
+        }
+    }
+}
+
 impl Machine {
     pub fn new(parts: Parts) -> Arc<Machine> {
         let Parts { spec, identity, process, channel, control, last_words, group } = parts;
         let running = Running::new(spec, process, control, last_words);
-        Arc::new(Machine { running, identity, channel, _group: group })
+        Arc::new_cyclic(|me| Machine { running, identity, channel, _group: group, me: me.clone() })
     }
 
-    /// The guest is paused when this returns, or may be.
-    async fn save(
-        &self,
-        draft: &Arc<Draft>,
-        still_idle: &(dyn Fn() -> bool + Send + Sync),
-    ) -> Result<(), Unfinished> {
-        self.ask(Ask::Pause).await?;
+    /// From the running guest to a draft that is complete. The guest may be paused when this returns.
+    async fn save(&self, draft: &Shared, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
+        with(draft, Draft::make).await?;
+        self.ask(Ask::Pause, ANSWER_PATIENCE).await?;
         idle(still_idle)?;
         let base = self.running.spec.dir.join(BASE);
-        let (files, has_base) = (draft.clone(), base.exists());
-        let (state, memory, diff) = blocking_io("the snapshot", move || {
-            let diff = if has_base { Some(files.create(DIFF)?) } else { None };
-            Ok((files.create(STATE)?, files.create(MEMORY)?, diff))
-        })
-        .await?;
+        let has_base = base.exists();
+        let create = move |draft: &Draft| {
+            let diff = if has_base { Some(draft.create(DIFF)?) } else { None };
+            Ok((draft.create(STATE)?, draft.create(MEMORY)?, diff))
+        };
+        let (state, memory, diff) = with(draft, create).await?;
+        idle(still_idle)?;
         let mut given = vec![(Handed::State, state.as_fd()), (Handed::Memory, memory.as_fd())];
         given.extend(diff.iter().map(|diff| (Handed::Diff, diff.as_fd())));
-        let saved = self.channel.ask(Ask::Save, &given, SAVE_PATIENCE).await.map_err(Problem::from)?;
+        let saved = self.saved(&given, still_idle).await?;
         idle(still_idle)?;
-        let has_diff = matches!(saved, Reply::Saved { diff: true }) && has_base;
-        let (spec, identity, draft) = (self.running.spec.clone(), self.identity.clone(), draft.clone());
-        blocking_io("the snapshot", move || complete(&draft, &spec, &identity, has_diff, &base)).await?;
+        let has_diff = saved == Reply::Saved { diff: true } && has_base;
+        let (spec, identity) = (self.running.spec.clone(), self.identity.clone());
+        with(draft, move |draft| complete(draft, &spec, &identity, has_diff, &base)).await?;
         idle(still_idle)
     }
 
-    async fn ask(&self, ask: Ask) -> Result<(), Problem> {
-        self.channel.ask(ask, &[], ANSWER_PATIENCE).await.map(drop).map_err(Problem::from)
+    /// Has the VMM write its part. A packet that comes meanwhile is not kept waiting: the next ask ends it.
+    async fn saved(
+        &self,
+        files: &[(Handed, BorrowedFd<'_>)],
+        still_idle: StillIdle<'_>,
+    ) -> Result<Reply, Unfinished> {
+        let save = self.channel.ask(Ask::Save, files, SAVE_PATIENCE);
+        tokio::pin!(save);
+        loop {
+            if let Ok(saved) = tokio::time::timeout(IDLE_CHECKS, &mut save).await {
+                return Ok(saved.map_err(Problem::from)?);
+            }
+            idle(still_idle)?;
+        }
     }
+
+    async fn ask(&self, ask: Ask, patience: Duration) -> Result<(), Problem> {
+        self.channel.ask(ask, &[], patience).await.map(drop).map_err(Problem::from)
+    }
+
+    /// Lets the guest run on. One that does not must not stand still for ever: it is ended, and boots anew.
+    async fn resume(&self) -> Result<(), Problem> {
+        let resumed = self.ask(Ask::Resume, ANSWER_PATIENCE).await;
+        if let Err(problem) = &resumed {
+            tracing::warn!(%problem, "a VMM that does not run on is ended");
+            self.running.process.signal(Signal::KILL);
+        }
+        resumed
+    }
+
+    /// With the snapshot in place, or perhaps so: either it has no name and the machine runs on, or it is whole and the
+    /// machine is asleep.
+    async fn withdraw(&self, draft: &Shared) -> Result<SleepOutcome, Problem> {
+        let dir = self.running.spec.dir.clone();
+        let gone = with(draft, move |_| snapshot::discard(&dir)).await;
+        if gone.is_err() && snapshot::exists(&self.running.spec.dir) {
+            self.running.fell_asleep().await;
+            return Ok(SleepOutcome::Asleep);
+        }
+        self.resume().await.map(|()| SleepOutcome::Cancelled)
+    }
+}
+
+/// Works on the draft where that holds nobody up: also to its end when nobody waits for it any more.
+async fn with<T: Send + 'static>(
+    draft: &Shared,
+    work: impl FnOnce(&Draft) -> io::Result<T> + Send + 'static,
+) -> Result<T, Problem> {
+    let draft = draft.clone().lock_owned().await;
+    blocking_io("the snapshot", move || work(&draft)).await
 }
 
 /// Keeps the files that were written, and makes everything durable.
@@ -129,7 +220,8 @@ fn complete(
     } else if base.exists() {
         draft.remove(DIFF)?;
     }
-    let detail = Detail { boot_id: boot_id()?, has_diff };
+    let memory = Some(draft.stamp(MEMORY)?);
+    let detail = Detail { boot_id: boot_id()?, has_diff, memory };
     // The contents are the VMM's, with checksums of its own.
     let mut files = vec![(STATE, Verify::Length), (MEMORY, Verify::Length)];
     files.extend(has_diff.then_some((DIFF, Verify::Length)));
@@ -138,30 +230,38 @@ fn complete(
 
 #[async_trait]
 impl Vm for Machine {
-    async fn sleep(&self, still_idle: &(dyn Fn() -> bool + Send + Sync)) -> Result<SleepOutcome, Problem> {
-        let _turn = self.running.turn.lock().await;
+    async fn sleep(&self, still_idle: StillIdle<'_>) -> Result<SleepOutcome, Problem> {
+        let turn = self.running.turn.clone().lock_owned().await;
         self.running.prepare_sleep().await?;
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
-        let dir = self.running.spec.dir.clone();
-        let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        let saved = self.save(&draft, still_idle).await;
-        if let Err(unfinished) = saved {
-            draft.discard();
-            let resumed = self.ask(Ask::Resume).await;
+        let draft = Shared::new(Draft::of(&self.running.spec.dir).into());
+        let attempt = Attempt(self.me.upgrade().map(|machine| (machine, draft.clone(), turn)));
+        if let Err(unfinished) = self.save(&draft, still_idle).await {
+            let resumed = self.resume().await;
+            let _turn = attempt.over();
+            let tidy = |draft: &Draft| {
+                draft.discard();
+                Ok(())
+            };
+            with(&draft, tidy).await?;
             return match unfinished {
                 Unfinished::NotIdle => resumed.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
             };
         }
-        if let Err(problem) = blocking_io("the snapshot", move || draft.publish()).await {
-            // Whether it has its name now is not known: it must not, since the machine runs on.
-            let dir = self.running.spec.dir.clone();
-            blocking_io("the snapshot", move || snapshot::discard(&dir)).await?;
-            self.ask(Ask::Resume).await?;
-            return Err(problem);
+        let published = with(&draft, Draft::publish).await;
+        if let Err(problem) = published {
+            // Whether it has its name now is not known.
+            let outcome = self.withdraw(&draft).await;
+            let _turn = attempt.over();
+            return match outcome? {
+                SleepOutcome::Cancelled => Err(problem),
+                SleepOutcome::Asleep => Ok(SleepOutcome::Asleep),
+            };
         }
+        let _turn = attempt.over();
         self.running.fell_asleep().await;
         Ok(SleepOutcome::Asleep)
     }
@@ -192,6 +292,6 @@ impl Vm for Machine {
     }
 }
 
-fn idle(still_idle: &(dyn Fn() -> bool + Send + Sync)) -> Result<(), Unfinished> {
+fn idle(still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
     if still_idle() { Ok(()) } else { Err(Unfinished::NotIdle) }
 }

@@ -11,16 +11,14 @@
 //!   descriptors instead of paths, and can change nothing by which the daemon finds its way ([`channel`], [`start`]).
 //! - The snapshot's contents are the VMM's business; what they go with is the daemon's ([`machine`]).
 
-mod cgroup;
 mod channel;
 mod machine;
 mod pool;
 mod spare;
 mod start;
 
-use super::{accelerator, snapshot};
+use super::{accelerator, cgroup::Cgroups, snapshot};
 use async_trait::async_trait;
-use cgroup::Cgroups;
 use cloudpal_compute::driver::{Driver, MachineSpec, Vm, WakeError};
 use cloudpal_model::{Kind, Problem};
 use machine::Machine;

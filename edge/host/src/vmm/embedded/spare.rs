@@ -7,10 +7,10 @@
 
 use super::{
     super::{
+        cgroup::{Cgroups, Group, Limits},
         process::{Guard, Process},
         running::LastWords,
     },
-    cgroup::{Cgroups, Group},
     channel::Channel,
 };
 use cloudpal_model::{Kind, Problem};
@@ -26,12 +26,24 @@ use std::{
 
 /// Much more than it takes: a host may be busy.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+const OVERHEAD_MIB: u32 = 256;
+/// Beside the vCPUs'.
+const THREADS: u32 = 8;
 
 /// What must be known of a machine before its VM is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Class {
     pub memory_mib: u32,
     pub vcpus: u32,
+}
+
+impl Class {
+    /// Beside the guest's memory there is the VMM's own, page tables, the kernel's part of KVM, and the pages of the
+    /// files that it writes, which may lie in memory: a sleep writes all of the guest's memory once more.
+    fn limits(self) -> Limits {
+        let Class { memory_mib, vcpus } = self;
+        Limits { memory_mib, overhead_mib: memory_mib.saturating_add(OVERHEAD_MIB), vcpus, threads: THREADS }
+    }
 }
 
 /// How a VMM process is started.
@@ -71,7 +83,7 @@ impl Launcher {
             _ => return Err(fault("its start was interrupted")),
         };
         let guard = Guard::new(Process::of(child)?);
-        let group = self.cgroups.hold(guard.process().pid(), class.memory_mib, class.vcpus);
+        let group = self.cgroups.hold(guard.process().pid(), class.limits());
         let group = group.map_err(|error| Problem::io("the VMM's cgroup", &error))?;
         let last_words = LastWords::default();
         let channel = Channel::new(ours, last_words.clone()).map_err(broken)?;

@@ -13,7 +13,9 @@ use super::{
         process::{Guard, Lock, Note, Process},
         running::LastWords,
         snapshot::{self, Identity},
-        start::{self, ANSWER_PATIENCE, GUEST_PATIENCE, blocking_io, sockets_dir},
+        start::{
+            self, ADOPTION_PAUSE, ADOPTION_TRIES, ANSWER_PATIENCE, GUEST_PATIENCE, blocking_io, sockets_dir,
+        },
     },
     EmbeddedDriver,
     channel::{Channel, Denied},
@@ -39,6 +41,8 @@ use std::{
 
 /// The marker file of a machine that is whole: without it a machine is not adopted.
 const STARTED: &str = "started";
+/// In its notes and snapshots.
+const NAME: &str = "embedded";
 const CHANNEL_SOCKET: &str = "vmm.sock";
 const CONTROL_SOCKET: &str = "control.sock";
 
@@ -114,7 +118,9 @@ impl Start<'_> {
         if detail.has_diff {
             own.push((Handed::Diff, opened.file(DIFF)?));
         }
-        let verify_memory = boot_id().map_or(true, |now| now != detail.boot_id);
+        let same_host = boot_id().is_ok_and(|now| now == detail.boot_id);
+        let untouched = detail.memory.is_some_and(|then| opened.is_untouched(MEMORY, &then));
+        let verify_memory = !(same_host && untouched);
         let spare = self.driver.pool.take(self.class()).await.map_err(WakeError::Failed)?;
         let files = self.open_files(lock, tap, own).map_err(WakeError::Failed)?;
         let ask = Ask::Wake { machine: self.machine(), verify_memory };
@@ -202,15 +208,37 @@ impl Start<'_> {
             // It may have ended at this very moment.
             return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
         };
-        let guard = Guard::new(process);
-        let process = guard.process().clone();
+        note.is_of(NAME)?;
+        let process = Arc::new(process);
         if !spec.run_dir.join(STARTED).exists() {
             // It was in the middle of a boot or a wake; what it was told is not known. It starts anew.
-            drop(guard);
+            process.signal(Signal::KILL);
             process.ended().await;
             return Ok(None);
         }
-        let tap = process.descriptor(TAP_FD)?;
+        let mut tried = 1;
+        loop {
+            // It is whole: whatever goes wrong with us, it is not ended.
+            match self.take_over(&process, &note).await {
+                Ok(adopted) => return Ok(Some(adopted)),
+                Err(problem) if tried == ADOPTION_TRIES => return Err(problem),
+                Err(problem) => tracing::warn!(machine = %spec.id, %problem, "not adopted yet"),
+            }
+            tried += 1;
+            tokio::time::sleep(ADOPTION_PAUSE).await;
+            if Lock::take(&spec.run_dir)?.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn take_over(
+        &self,
+        process: &Arc<Process>,
+        note: &Note,
+    ) -> Result<(Arc<Machine>, OwnedFd), Problem> {
+        let spec = self.spec;
+        let tap = process.descriptor(note.tap_fd)?;
         // It runs on: a snapshot that it was writing, or had just written, must never be woken.
         let dir = spec.dir.clone();
         blocking_io("removing the old snapshot", move || snapshot::discard(&dir)).await?;
@@ -227,24 +255,15 @@ impl Start<'_> {
         // One that was caught in the middle of falling asleep runs on; to one that runs, this is nothing new.
         channel.ask(Ask::Resume, &[], ANSWER_PATIENCE).await?;
         channel.ask(Ask::Release, &[], ANSWER_PATIENCE).await?;
-        guard.release();
         let group = self.driver.pool.launcher().cgroups.group_of(process.pid());
-        let identity = note.identity;
-        let machine = Machine::new(Parts {
-            spec: spec.clone(),
-            identity,
-            process,
-            channel,
-            control,
-            last_words,
-            group,
-        });
-        Ok(Some((machine, tap)))
+        let (identity, process) = (note.identity.clone(), process.clone());
+        let parts = Parts { spec: spec.clone(), identity, process, channel, control, last_words, group };
+        Ok((Machine::new(parts), tap))
     }
 
     /// A snapshot goes with any version of the VMM that reads its format: the VMM looks at that itself.
     fn identity(&self) -> Identity {
-        Identity::new("embedded", self.spec)
+        Identity::new(NAME, self.spec)
     }
 
     fn class(&self) -> Class {

@@ -33,6 +33,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::sync::OwnedMutexGuard;
 
 const SAVE_PATIENCE: Duration = Duration::from_secs(300);
 const PAUSE_PATIENCE: Duration = Duration::from_secs(30);
@@ -49,17 +50,20 @@ pub struct Machine {
     me: Weak<Machine>,
 }
 
-/// Lets the machine go on when its sleep is given up in the middle.
-struct GivenUp(Option<Arc<Machine>>);
+/// Lets the machine go on when its sleep is given up in the middle; the next one has to wait for that.
+struct GivenUp(Option<(Arc<Machine>, OwnedMutexGuard<()>)>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        if let (Some(machine), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some((machine, turn)), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
-                let _turn = machine.running.turn.lock().await;
-                if let Err(problem) = machine.go_on().await {
+                let dir = machine.spec().dir.clone();
+                let gone = blocking_io("the snapshot", move || snapshot::discard(&dir)).await;
+                let went_on = machine.go_on().await;
+                if let Err(problem) = gone.and(went_on) {
                     tracing::warn!(%problem, "a machine does not go on after a sleep that was given up");
                 }
+                drop(turn);
             });
         }
     }
@@ -183,20 +187,20 @@ impl Machine {
 #[async_trait]
 impl Vm for Machine {
     async fn sleep(&self, still_idle: StillIdle<'_>) -> Result<SleepOutcome, Problem> {
-        let _turn = self.running.turn.lock().await;
+        let turn = self.running.turn.clone().lock_owned().await;
         self.running.prepare_sleep().await?;
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
         let dir = self.spec().dir.clone();
         let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        let mut given_up = GivenUp(self.me.upgrade());
+        let mut given_up = GivenUp(self.me.upgrade().map(|machine| (machine, turn)));
         let saved = self.save(draft.clone(), still_idle).await;
-        given_up.0 = None;
         let draft = Arc::into_inner(draft).ok_or_else(|| fault("the snapshot is still being written"))?;
         if let Err(unfinished) = saved {
             draft.discard();
             let went_on = self.go_on().await;
+            let _turn = given_up.0.take();
             return match unfinished {
                 Unfinished::NotIdle => went_on.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
@@ -208,8 +212,10 @@ impl Vm for Machine {
             let dir = self.spec().dir.clone();
             blocking_io("the snapshot", move || snapshot::discard(&dir)).await?;
             self.go_on().await?;
+            let _turn = given_up.0.take();
             return Err(problem);
         }
+        let _turn = given_up.0.take();
         self.running.fell_asleep().await;
         blocking_io("the snapshot", move || give_back(&dir)).await?;
         Ok(SleepOutcome::Asleep)

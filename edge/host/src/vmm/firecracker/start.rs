@@ -211,6 +211,7 @@ impl Start<'_> {
         }
         let lost = || fault(&format!("a VMM holds {}/vmm.lock, but it is not found", spec.run_dir.display()));
         let note = Note::read(&spec.run_dir).ok_or_else(lost)?;
+        note.is_of("firecracker")?;
         let Some(process) = Process::find(&spec.run_dir, note.lock_fd) else {
             // It may have ended at this very moment.
             return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };

@@ -27,6 +27,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::OwnedMutexGuard;
 
 /// Blocks of memory between two looks at the TAP: 8 MiB.
 const BLOCKS_PER_STEP: usize = 32;
@@ -45,6 +46,8 @@ pub struct Machine {
 struct Thaw<'a> {
     machine: &'a Machine,
     armed: bool,
+    /// The next sleep has to wait until it runs on.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Drop for Thaw<'_> {
@@ -55,7 +58,9 @@ impl Drop for Thaw<'_> {
         {
             let (process, qmp) = (self.machine.running.process.clone(), self.machine.qmp.clone());
             let dir = self.machine.running.spec.dir.clone();
+            let turn = self.turn.take();
             runtime.spawn(async move {
+                let _turn = turn;
                 let discarded = blocking(move || snapshot::discard(&dir)).await;
                 if let Ok(Err(error)) = discarded {
                     tracing::warn!(%error, "a snapshot that was given up could not be removed");
@@ -172,14 +177,14 @@ impl Machine {
 #[async_trait]
 impl Vm for Machine {
     async fn sleep(&self, still_idle: &(dyn Fn() -> bool + Send + Sync)) -> Result<SleepOutcome, Problem> {
-        let _turn = self.running.turn.lock().await;
+        let turn = self.running.turn.clone().lock_owned().await;
         self.running.prepare_sleep().await?;
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
         let dir = self.running.spec.dir.clone();
         let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        let mut thawing = Thaw { machine: self, armed: true };
+        let mut thawing = Thaw { machine: self, armed: true, turn: Some(turn) };
         if let Err(unfinished) = self.save(&draft, still_idle).await {
             let thawed = thaw(&self.running.process, &self.qmp).await;
             thawing.armed = false;

@@ -13,7 +13,10 @@ use super::{
         logs::cleaned,
         process::{End, Guard, Launch, Lock, Note, Process},
         snapshot::{self, Identity},
-        start::{self, ANSWER_PATIENCE, LONGEST_PATIENCE, blocking, blocking_io, fault, sockets_dir},
+        start::{
+            self, ADOPTION_PAUSE, ADOPTION_TRIES, ANSWER_PATIENCE, LONGEST_PATIENCE, blocking, blocking_io,
+            fault, sockets_dir,
+        },
     },
     QemuDriver, QemuSettings, STARTED,
     command::{Files, HOLD, Plan, stream},
@@ -38,8 +41,6 @@ const REJECTED: &str = "the device state could not be moved";
 const OVERHEAD_MIB: u32 = 256;
 const TRANSLATED_MIB: u32 = 128;
 const THREADS: u32 = 96;
-const ADOPTION_TRIES: u32 = 3;
-const ADOPTION_PAUSE: Duration = Duration::from_secs(1);
 
 pub struct Start<'a> {
     pub driver: &'a QemuDriver,
@@ -187,6 +188,7 @@ impl Start<'_> {
             Problem::new(Kind::Internal, what, mend)
         };
         let note = Note::read(&spec.run_dir).ok_or_else(lost)?;
+        note.is_of("qemu")?;
         let Some(process) = Process::find(&spec.run_dir, note.lock_fd) else {
             // It may have ended at this very moment.
             return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
