@@ -42,8 +42,8 @@ pub struct Brought {
     /// Firecracker's program; without it everything about Firecracker is skipped, and says so.
     #[arg(long, value_name = "PATH")]
     pub firecracker: Option<PathBuf>,
-    /// A library OS' kernel whose program never stops writing to the serial port, such as Unikraft's app-helloworld with
-    /// its spinner; without it, library OSes are skipped.
+    /// A library OS' kernel whose program never stops writing to the serial port, such as Unikraft's app-helloworld
+    /// with its spinner; without it, library OSes are skipped.
     #[arg(long, value_name = "PATH")]
     pub unikernel: Option<PathBuf>,
 }

@@ -108,7 +108,7 @@ fn answer(exit: VcpuExit<'_>, bus: &Bus, ports: &mut dyn Ports) -> Result<Contro
             (false, None) => ports.write(port, data),
         },
         VcpuExit::IoIn(port, data) => {
-            // The clock's chip, which is not there, says that it is not at an update: a library OS would wait for the end.
+            // A chip that is not there would seem to be at an update, for whose end a library OS waits.
             data.fill(if layout::CMOS.contains(&port) { 0 } else { 0xff });
             if bus.read_port(port, data) { ControlFlow::Continue(()) } else { ports.read(port, data) }
         }
