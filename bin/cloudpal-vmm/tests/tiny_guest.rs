@@ -2,7 +2,7 @@
 //! guest itself, from its own memory and registers.
 
 use cloudpal_vmm::{
-    Boot, Ended, Error, Host, Image, Machine, Pool, Shape, Snapshot, Spare,
+    Boot, Ended, Error, Host, Image, Machine, Pool, Save, Shape, Snapshot, Spare,
     layout::RENEWAL_PAGE,
     snapshot::Refusal,
     state::{Damage, State},
@@ -75,6 +75,21 @@ fn refusal(opened: Result<Snapshot, Error>) -> Refusal {
         Err(Error::Snapshot(refusal)) => refusal,
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("it was taken"),
+    }
+}
+
+#[test]
+fn a_guest_whose_save_was_given_up_counts_on() {
+    let Some(host) = host() else { return };
+    let mut machine = booted(&host, MIB);
+    let file = tempfile::tempfile().expect("a file");
+    for pieces in 0..8_u32 {
+        let left = std::cell::Cell::new(pieces);
+        let given_up = || left.replace(left.get().saturating_sub(1)) == 0;
+        let saved = machine.save(Save { state: &file, memory: &file, diff: None, given_up: &given_up });
+        // The guest has a few pieces of memory in use: sooner or later they are all written.
+        assert!(matches!(saved, Err(Error::GivenUp)) || pieces > 1 && saved.is_ok(), "{pieces}: {saved:?}");
+        assert_eq!(count(&mut machine), pieces + 1);
     }
 }
 
