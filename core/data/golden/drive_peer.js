@@ -62,7 +62,11 @@ async function main () {
 
   const commands = {
     async wait (version) {
-      while (drive.version < Number(version)) await drive.update({ wait: true })
+      while (drive.version < Number(version)) {
+        await drive.update({ wait: true })
+        // It may answer at once that nothing is new: without a pause nothing else, the socket least of all, gets its turn.
+        await new Promise((resolve) => setTimeout(resolve, 20))
+      }
       return { version: drive.version }
     },
     async get (name, file) {
