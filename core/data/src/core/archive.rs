@@ -38,7 +38,7 @@ impl Core {
     /// Takes in a message of [`Pack::message`]. Answers the number of its block, if it has one.
     pub fn unpack(&self, message: &[u8]) -> Result<Option<u64>, DataError> {
         let data = Data::decode(message)?;
-        if data.encode() != message || data.manifest.is_some() {
+        if data.encode() != message || data.request != 0 || data.manifest.is_some() {
             return Err(DataError::Malformed("a message that is not as it was packed"));
         }
         let head = self.head()?;
