@@ -56,7 +56,7 @@ impl Parts {
         Ok(Parts { programs, guest_dir: guest.dir, image, javascript })
     }
 
-    /// What was built elsewhere: the programs, `guest/`, `radicale/` and, if it is there, `golden/` with its JavaScript.
+    /// What was built elsewhere: the programs, `guest/`, `radicale/` and, if it is there, `golden/`.
     pub fn built(dir: &Path) -> Parts {
         let (guest_dir, image) = (dir.join("guest"), dir.join("radicale"));
         let javascript = peers::installed_in(&dir.join("golden"));

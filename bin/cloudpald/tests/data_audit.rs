@@ -1,5 +1,5 @@
-//! What is asked of a tenant's cloud is in its own log, once, also over a crash; a log is a bus; and bodies and keys may be
-//! as long and as odd as the engine takes them.
+//! What is asked of a tenant's cloud is in its own log, once, also over a crash; a log is a bus; and bodies and keys
+//! may be as long and as odd as the engine takes them.
 
 mod data_kit;
 

@@ -1,8 +1,8 @@
-//! A JavaScript Hyperdrive peer on the tenant's overlay, beside the real daemon: it reads, it follows, and what it writes
-//! is kept and served here.
+//! A JavaScript Hyperdrive peer on the tenant's overlay, beside the real daemon: it reads, it follows, and what it
+//! writes is kept and served here.
 //!
-//! Invariants: every wait has an end, and a failure says what the peer wrote until then; the peer is ended by its process
-//! id.
+//! Invariants: every wait has an end, and a failure says what the peer wrote until then; the peer is ended by its
+//! process id.
 
 mod data_kit;
 

@@ -1,7 +1,7 @@
 //! An export of a tenant's data: its index, and the stream in which its files travel between the daemon and a folder.
 //!
-//! Invariants: a stream without its end is no export; a file's name is a plain name, never a path. `docs/formats/export.md`
-//! describes the files.
+//! Invariants: a stream without its end is no export; a file's name is a plain name, never a path.
+//! `docs/formats/export.md` describes the files.
 
 use crate::{DataKind, Secret};
 use cloudpal_model::{Kind, Name, Problem};

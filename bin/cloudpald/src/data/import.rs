@@ -1,10 +1,10 @@
 //! A tenant's data out of an export: all of it, or nothing.
 //!
 //! ```text
-//!   journal: these cores are coming ─► each block, checked ─► journal: these names are to be ─► the names ─► no journal
+//!   journal: these cores are coming ─► each block, checked ─► journal: these names are to be ─► the names
 //! ```
-//! Invariants: nothing is stored that its signed tree does not prove; until all is here and on the disk no name leads to
-//! any of it; after a crash the cores of an unfinished import are removed, and a finished one is brought to its end.
+//! Invariants: nothing is stored that its signed tree does not prove; until all is here and on the disk no name
+//! leads to any of it; after a crash the cores of an unfinished import are removed, and a finished one is brought to its end.
 
 use super::{
     TenantData,

@@ -1,7 +1,7 @@
 //! A request's body of any length, and an answer that reaches its sender also when it is not read to its end.
 //!
-//! Invariant: a refusal is sent when the sender has sent all, or for a while nothing of it is waited for any more: whoever
-//! still sends would find the connection closed, and never read why.
+//! Invariant: a refusal is sent when the sender has sent all, or for a while nothing of it is waited for any more:
+//! whoever still sends would find the connection closed, and never read why.
 
 use super::super::data_backend::Pieces;
 use axum::body::Body;
