@@ -3,7 +3,7 @@
 use crate::{
     daemon::{Daemon, Settings},
     day::{Day, Timeline},
-    guest, interrupt,
+    guest, interrupt, peers,
     programs::{self, Profile, Programs},
     radicale, setup,
     world::{DATA_CENTER, World},
@@ -20,6 +20,8 @@ pub struct Parts {
     programs: Programs,
     guest_dir: PathBuf,
     image: PathBuf,
+    /// Where the JavaScript Hypercore stack is installed, if it is.
+    javascript: Option<PathBuf>,
 }
 
 /// How the day is played.
@@ -49,13 +51,16 @@ impl Parts {
         let programs = programs::build(profile)?;
         let guest = guest::build(&guest::default_dir())?;
         println!("guest: Linux {} from Debian, {}", guest.kernel_version, guest.dir.display());
-        Ok(Parts { programs, guest_dir: guest.dir, image: radicale::build()? })
+        peers::install()?;
+        let (image, javascript) = (radicale::build()?, peers::installed_in(&peers::dir()));
+        Ok(Parts { programs, guest_dir: guest.dir, image, javascript })
     }
 
-    /// What was built elsewhere: the programs, `guest/` and `radicale/`.
+    /// What was built elsewhere: the programs, `guest/`, `radicale/` and, if it is there, `golden/`.
     pub fn built(dir: &Path) -> Parts {
         let (guest_dir, image) = (dir.join("guest"), dir.join("radicale"));
-        Parts { programs: programs::in_dir(dir), guest_dir, image }
+        let javascript = peers::installed_in(&dir.join("golden"));
+        Parts { programs: programs::in_dir(dir), guest_dir, image, javascript }
     }
 }
 
@@ -65,7 +70,7 @@ pub fn dawn(parts: Parts, idle: &str, more: &[String]) -> Result<Day> {
         nix::unistd::geteuid().is_root(),
         "this makes network namespaces and needs root: run it with sudo"
     );
-    let Parts { programs, guest_dir, image } = parts;
+    let Parts { programs, guest_dir, image, javascript } = parts;
     let world = World::build().context("cannot make the world of network namespaces")?;
     let settings = Settings {
         state_dir: world.files.path("state"),
@@ -79,7 +84,7 @@ pub fn dawn(parts: Parts, idle: &str, more: &[String]) -> Result<Day> {
     };
     let timeline = Timeline::start();
     let daemon = Daemon::start(settings, programs)?;
-    Ok(Day { daemon, world, image, idle: idle.to_owned(), rounds: 20, timeline })
+    Ok(Day { daemon, world, image, javascript, idle: idle.to_owned(), rounds: 20, timeline })
 }
 
 /// Plays the day.

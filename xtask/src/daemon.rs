@@ -184,7 +184,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--socket").arg(&self.socket).args(arguments).stdin(Stdio::null());
         command
@@ -197,6 +197,11 @@ impl Cli {
         let said = shell::output(&mut self.command(&all))?;
         serde_json::from_str(&said)
             .with_context(|| format!("`cloudpal {}` did not print JSON", all.join(" ")))
+    }
+
+    /// What it printed, if it ended well: for what may not be there yet.
+    pub fn try_text(&self, arguments: &[&str]) -> Option<String> {
+        shell::output(&mut self.command(arguments)).ok()
     }
 
     /// With its output going where ours goes: progress, and the QR code.

@@ -5,7 +5,21 @@
 
 use crate::{paths, shell};
 use anyhow::{Context, Result};
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where the scripts and their lockfile are.
+pub fn dir() -> PathBuf {
+    paths::root().join("core/data/golden")
+}
+
+/// The directory, if the stack is installed in it and there is a Node to run it.
+pub fn installed_in(dir: &Path) -> Option<PathBuf> {
+    let node = shell::succeeds(&mut shell::command("node", &["--version"]));
+    (node && dir.join("node_modules/hyperdrive").is_dir()).then(|| dir.to_owned())
+}
 
 /// Installs the stack beside the golden data, unless it is there already.
 pub fn install() -> Result<()> {
@@ -15,7 +29,7 @@ pub fn install() -> Result<()> {
         );
         return Ok(());
     }
-    let dir = paths::root().join("core/data/golden");
+    let dir = dir();
     let lock =
         fs::read(dir.join("package-lock.json")).context("the lockfile of the JavaScript stack is missing")?;
     let stamp = dir.join("node_modules/.installed-lock.json");

@@ -1,6 +1,8 @@
 //! What cores, bees, drives and tries have in common on the command line, and `cloudpal data` for all of them together.
 
+mod audit;
 pub mod bee;
+mod carry;
 pub mod core;
 pub mod drive;
 mod mirror;
@@ -14,9 +16,13 @@ use crate::{
 use clap::{Args, Subcommand};
 use cloudpal_api::{Client, Data, DataAdd, DataKind, DataPeerAdd, DataQuota, Secret, check_key};
 use cloudpal_model::{Kind, Name, Problem};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::{
     io::{self, Read},
+    path::PathBuf,
     process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 /// Where something is: `ada photos`.
@@ -57,6 +63,9 @@ pub struct Replicate {
     place: Place,
     /// HOST:PORT of the peer, an address on the overlay; absent: show who is connected
     peer: Option<String>,
+    /// Wait until all that peers have is here, too
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Subcommand)]
@@ -83,6 +92,57 @@ Exit codes: 0 done, 3 no such tenant.")]
         #[arg(value_parser = quota)]
         quota: Quota,
     },
+    /// What was asked of the tenant's cloud: its own log, which is a core of it
+    #[command(after_help = "\
+The log is the core `cloudpal-audit`: share it, and any device keeps a copy that proves itself.
+
+Examples:
+  cloudpal data audit ada
+  cloudpal data audit ada --follow --consumer mailer
+
+Exit codes: 0 done, 3 no such tenant.
+With --json: one operation a line.")]
+    Audit {
+        /// The tenant
+        tenant: Name,
+        /// Go on with what is asked from now on, until interrupted
+        #[arg(short, long)]
+        follow: bool,
+        /// Go on where the consumer of this name was
+        #[arg(long, value_name = "NAME")]
+        consumer: Option<Name>,
+    },
+    /// All of the tenant's data into a new folder, with the keys to go on with it elsewhere
+    #[command(after_help = "\
+Who has the folder can read all of it, and write in the owner's name: keep it as you keep a key. It is as
+the data was when the export began; a folder that is there is whole.
+
+Example:
+  cloudpal data export ada /backup/ada-2026-11
+
+Exit codes: 0 done, 3 no such tenant, 4 the folder exists.")]
+    Export {
+        /// The tenant
+        tenant: Name,
+        /// The folder; it must not exist
+        folder: PathBuf,
+    },
+    /// Take in what was exported, on this host or another
+    #[command(after_help = "\
+Each block is compared with its signed tree. All of it is taken in, or nothing. Names and keys must not be
+there yet. What was written where the export was made must from now on be written here only: two hosts that
+write the same core make two histories of it, of which its peers take one. Remove it there.
+
+Example:
+  cloudpal data import ada /backup/ada-2026-11
+
+Exit codes: 0 done, 3 no such tenant, 4 a name is taken, 5 the export is damaged, 8 the disk or the quota is full.")]
+    Import {
+        /// The tenant
+        tenant: Name,
+        /// The folder
+        folder: PathBuf,
+    },
     /// Give the space of what was cleared and cut back to the host now
     #[command(after_help = "Example:\n  cloudpal data compact ada\n\nExit codes: 0 done, 3 no such tenant.")]
     Compact {
@@ -105,6 +165,9 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
             let list = client.data_quota(&tenant, &DataQuota { quota_bytes: quota.0 })?;
             screen.answer(&list, |list| format!("{tenant}: {}", usage(list.disk_bytes, list.quota_bytes)))?;
         }
+        Verb::Audit { tenant, follow, consumer } => audit::run(client, screen, tenant, follow, consumer)?,
+        Verb::Export { tenant, folder } => carry::export(client, screen, &tenant, &folder)?,
+        Verb::Import { tenant, folder } => carry::import(client, screen, &tenant, &folder)?,
         Verb::Compact { tenant } => {
             let compacted = client.data_compact(&tenant)?;
             screen.answer(&compacted, |done| format!("{} given back", show_bytes(done.freed_bytes)))?;
@@ -234,12 +297,15 @@ fn share(client: &Client, screen: &Screen, place: &Place, kind: DataKind) -> Res
 }
 
 fn replicate(client: &Client, screen: &Screen, replicate: Replicate, kind: DataKind) -> Result<(), Problem> {
-    let Replicate { place, peer } = replicate;
+    let Replicate { place, peer, wait } = replicate;
     checked(client, &place, kind)?;
     let peers = match peer {
         Some(address) => client.data_peer_add(&place.tenant, &place.name, &DataPeerAdd { address })?,
         None => client.data_peers(&place.tenant, &place.name)?,
     };
+    if wait {
+        arrival(client, screen, &place)?;
+    }
     screen.answer(&peers, |peers| {
         let mut table = Table::new(["PEER", "KEY", "VERSION"]);
         for peer in &peers.peers {
@@ -247,6 +313,31 @@ fn replicate(client: &Client, screen: &Screen, replicate: Replicate, kind: DataK
         }
         table
     })
+}
+
+/// How often it is looked how much has come.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// Until every block is here. Interrupted, only the looking on ends: the daemon goes on.
+fn arrival(client: &Client, screen: &Screen, place: &Place) -> Result<(), Problem> {
+    let bar = screen.shows_motion().then(|| ProgressBar::new(0));
+    if let Some(bar) = &bar
+        && let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} blocks {eta}")
+    {
+        bar.set_style(style);
+    }
+    loop {
+        let data = client.data(&place.tenant, &place.name)?;
+        bar.iter().for_each(|bar| {
+            bar.set_length(data.length);
+            bar.set_position(data.blocks_here);
+        });
+        if data.length > 0 && data.blocks_here >= data.length {
+            bar.iter().for_each(ProgressBar::finish_and_clear);
+            return Ok(());
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 fn verify(client: &Client, screen: &Screen, place: &Place, kind: DataKind) -> Result<ExitCode, Problem> {
@@ -302,6 +393,7 @@ Peers that connect by themselves, at the address that `share` shows, need no suc
 
 Examples:
   cloudpal drive replicate ada photos laptop.ada.pal:49737
+  cloudpal drive replicate ada photos --wait
   cloudpal drive replicate ada photos
 
 Exit codes: 0 done, 3 not there, 5 no such address.")]

@@ -10,39 +10,67 @@ use cloudpal_control::{
     request::{Accepted, Request},
     view::{OperationView, View},
 };
-use cloudpal_model::{MachineId, Now, OperationId, Problem};
+use cloudpal_model::{MachineId, Name, Now, OperationId, Problem};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// An effect with what the engine knows about the machine that it concerns.
 pub type Dispatch = Box<dyn FnMut(Effect, Option<MachineFacts>) + Send>;
 
 enum Message {
-    Request { actor: String, request: Request, reply: oneshot::Sender<Result<Accepted, Problem>> },
+    Request {
+        actor: String,
+        request: Request,
+        reply: oneshot::Sender<Result<Accepted, Problem>>,
+    },
+    Begin {
+        actor: String,
+        tenant: Name,
+        words: (String, String),
+        reply: oneshot::Sender<Result<OperationId, Problem>>,
+    },
     Event(Event),
     View(oneshot::Sender<View>),
     Operation(OperationId, oneshot::Sender<Option<OperationView>>),
     Operations(usize, oneshot::Sender<Vec<OperationView>>),
+    OperationsFrom(OperationId, usize, oneshot::Sender<Vec<OperationView>>),
 }
 
 /// The way to the engine. Cheap to clone; calls fail with `Unavailable` once the daemon is going down.
 #[derive(Clone)]
 pub struct Brain {
     messages: mpsc::UnboundedSender<Message>,
+    /// Grows with the operation log.
+    operation_changes: watch::Receiver<u64>,
 }
 
 /// The messages that wait for [`run`].
-pub struct Inbox(mpsc::UnboundedReceiver<Message>);
+pub struct Inbox {
+    messages: mpsc::UnboundedReceiver<Message>,
+    operation_changes: watch::Sender<u64>,
+}
 
 pub fn channel() -> (Brain, Inbox) {
     let (messages, inbox) = mpsc::unbounded_channel();
-    (Brain { messages }, Inbox(inbox))
+    let (sender, operation_changes) = watch::channel(0);
+    (Brain { messages, operation_changes }, Inbox { messages: inbox, operation_changes: sender })
 }
 
 impl Brain {
     pub async fn request(&self, actor: &str, request: Request) -> Result<Accepted, Problem> {
         let actor = actor.to_owned();
         self.ask(|reply| Message::Request { actor, request, reply }).await?
+    }
+
+    /// Notes an operation of `tenant` that the daemon carries out itself: what, and what would undo it.
+    pub async fn begin(
+        &self,
+        actor: &str,
+        tenant: &Name,
+        words: (String, String),
+    ) -> Result<OperationId, Problem> {
+        let (actor, tenant) = (actor.to_owned(), tenant.clone());
+        self.ask(|reply| Message::Begin { actor, tenant, words, reply }).await?
     }
 
     /// Tells the engine; silently dropped when the daemon is going down.
@@ -60,6 +88,20 @@ impl Brain {
 
     pub async fn operations(&self, limit: usize) -> Result<Vec<OperationView>, Problem> {
         self.ask(|reply| Message::Operations(limit, reply)).await
+    }
+
+    /// The oldest first.
+    pub async fn operations_from(
+        &self,
+        first: OperationId,
+        limit: usize,
+    ) -> Result<Vec<OperationView>, Problem> {
+        self.ask(|reply| Message::OperationsFrom(first, limit, reply)).await
+    }
+
+    /// Changes whenever the operation log does.
+    pub fn operation_changes(&self) -> watch::Receiver<u64> {
+        self.operation_changes.clone()
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Problem> {
@@ -98,11 +140,13 @@ pub async fn run<S: cloudpal_model::store::Store>(
 ) {
     loop {
         hand_over(&mut engine, &mut dispatch);
+        let changes = engine.operation_changes();
+        inbox.operation_changes.send_if_modified(|known| std::mem::replace(known, changes) != changes);
         let wait = match engine.next_deadline() {
             Some(deadline_us) => Duration::from_micros(deadline_us.saturating_sub(clock.now().mono_us)),
             None => Duration::from_secs(3600),
         };
-        match tokio::time::timeout(wait, inbox.0.recv()).await {
+        match tokio::time::timeout(wait, inbox.messages.recv()).await {
             Ok(Some(message)) => {
                 let reply = handle(&mut engine, clock.now(), message);
                 // Who is answered may count on it that what follows from the request is under way.
@@ -136,6 +180,9 @@ fn handle<S: cloudpal_model::store::Store>(engine: &mut Engine<S>, now: Now, mes
         Message::Request { actor, request, reply } => {
             answer(reply, engine.request(now, &actor, request, &mut fill_random))
         }
+        Message::Begin { actor, tenant, words, reply } => {
+            answer(reply, engine.begin_operation(now, &actor, &tenant, words))
+        }
         Message::Event(event) => {
             engine.event(now, event);
             Box::new(|| ())
@@ -143,6 +190,7 @@ fn handle<S: cloudpal_model::store::Store>(engine: &mut Engine<S>, now: Now, mes
         Message::View(reply) => answer(reply, engine.view()),
         Message::Operation(id, reply) => answer(reply, engine.operation(id)),
         Message::Operations(limit, reply) => answer(reply, engine.operations(limit)),
+        Message::OperationsFrom(first, limit, reply) => answer(reply, engine.operations_from(first, limit)),
     }
 }
 

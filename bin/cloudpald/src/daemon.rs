@@ -106,8 +106,11 @@ impl Daemon {
         tokio::spawn(sampling::firewall(net.clone()));
         tokio::spawn(sampling::logs(machines.clone(), places.clone()));
         tokio::spawn(sampling::endpoints(networks.clone(), brain.clone()));
-        let opening = data.clone();
-        tokio::spawn(async move { opening.open_all().await });
+        let (opening, auditing) = (data.clone(), brain.clone());
+        tokio::spawn(async move {
+            opening.open_all().await;
+            crate::data::write_audit(auditing, opening).await;
+        });
         let driver = chosen;
         Ok(Arc::new(Daemon { settings, places, brain, machines, networks, imports, driver, net, data }))
     }

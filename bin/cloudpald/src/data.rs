@@ -8,17 +8,24 @@
 //! Invariants: a tenant's store is opened once, and only here; what needs the disk runs on threads that may wait; a
 //! write that was answered is on the disk.
 
+mod audit;
 mod backend;
 mod catalog;
 mod content;
+mod cursors;
 mod entries;
+mod export;
 mod feeds;
 mod files;
+mod import;
 mod item;
 mod keys;
+mod noted;
 mod peers;
 mod tenant;
 
+pub use audit::run as write_audit;
+pub use keys::unhex;
 pub use tenant::TenantData;
 
 use crate::brain::Brain;
@@ -26,9 +33,9 @@ use cloudpal_control::view::TenantView;
 use cloudpal_host::net::NetHost;
 use cloudpal_model::{Kind, Name, Problem, TenantId};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError},
 };
 use tokio::sync::Mutex;
 
@@ -37,11 +44,19 @@ pub struct DataHost {
     net: Arc<NetHost>,
     brain: Brain,
     open: Mutex<HashMap<TenantId, Arc<TenantData>>>,
+    /// An id is never used again, and nothing of these must come to be once more.
+    gone: std::sync::Mutex<HashSet<TenantId>>,
 }
 
 impl DataHost {
     pub fn new(state_dir: &Path, net: Arc<NetHost>, brain: Brain) -> Self {
-        DataHost { state_dir: state_dir.to_owned(), net, brain, open: Mutex::default() }
+        DataHost {
+            state_dir: state_dir.to_owned(),
+            net,
+            brain,
+            open: Mutex::default(),
+            gone: Default::default(),
+        }
     }
 
     /// Opens the stores that are there, so that their peers find them.
@@ -63,10 +78,14 @@ impl DataHost {
         self.open(tenant).await
     }
 
-    async fn open(&self, tenant: &TenantView) -> Result<Arc<TenantData>, Problem> {
+    pub async fn open(&self, tenant: &TenantView) -> Result<Arc<TenantData>, Problem> {
         let mut open = self.open.lock().await;
         if let Some(known) = open.get(&tenant.id) {
             return Ok(known.clone());
+        }
+        if self.gone.lock().unwrap_or_else(PoisonError::into_inner).contains(&tenant.id) {
+            let what = format!("tenant {} was just removed", tenant.name);
+            return Err(Problem::new(Kind::NotFound, what, "`cloudpal tenant list` shows those that exist"));
         }
         let (dir, key) = (self.dir(tenant.id), self.key_file(tenant.id));
         let opened = TenantData::open(tenant, dir, key, self.net.clone(), self.brain.clone()).await?;
@@ -76,6 +95,7 @@ impl DataHost {
 
     /// The tenant is gone, and what it stored with it. Its key goes first: without it the rest cannot be read.
     pub async fn remove(&self, tenant: TenantId) {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant);
         if let Some(known) = self.open.lock().await.remove(&tenant) {
             known.close().await;
         }

@@ -137,6 +137,7 @@ impl Backend for Fake {
             what: "app install ada/web".into(),
             undo: String::new(),
             at_wall_ms: 1,
+            tenant: None,
             state: OperationState::Failed { problem },
         };
         Ok(vec![failed; limit.min(1)])

@@ -49,6 +49,7 @@ impl<S: Store> Engine<S> {
         };
         let what = format!("app install {tenant_name}/{name} from {}", manifest.image);
         let mut draft = self.draft(now, actor, what, format!("app remove {tenant_name}/{name}"));
+        draft.operation.tenant = Some(tenant_id);
         let machine = MachineId(Draft::next(&mut draft.meta.next_machine));
         let operation = draft.operation.id;
         draft.operation.state =
@@ -152,6 +153,7 @@ impl<S: Store> Engine<S> {
         let id = app.record.machine;
         let record = AppRecord { wanted: WantedRecord::Removed, ..app.to_record() };
         let mut draft = self.draft(now, actor, format!("app remove {tenant_name}/{name}"), String::new());
+        draft.operation.tenant = Some(tenant_id);
         draft.put(records::APP, id.0, &record)?;
         let operation = self.commit(draft)?;
         if let Some(tenant) = self.household.tenants.get_mut(&tenant_id) {
@@ -178,6 +180,7 @@ impl<S: Store> Engine<S> {
             "install it again",
         );
         let mut draft = self.draft(now, actor, format!("app remove {tenant}/{name}"), String::new());
+        draft.operation.tenant = self.household.installs.get(&cut).map(|install| install.tenant);
         draft.delete(records::INSTALL, cut.0);
         let operation = self.commit(draft)?;
         self.household.installs.remove(&cut);
@@ -210,8 +213,10 @@ impl<S: Store> Engine<S> {
             return Err(Problem::new(Kind::Refused, what, "start it first"));
         }
         let record = AppRecord { wanted: wanted.clone(), ..app.to_record() };
+        let tenant_id = app.record.tenant;
         let what = format!("machine {verb} {tenant}/{name}");
         let mut draft = self.draft(now, actor, what, format!("machine {undo} {tenant}/{name}"));
+        draft.operation.tenant = Some(tenant_id);
         draft.put(records::APP, id.0, &record)?;
         let operation = self.commit(draft)?;
         self.set_wanted(id, wanted);

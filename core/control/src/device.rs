@@ -42,6 +42,7 @@ impl<S: Store> Engine<S> {
 
         let what = format!("device add {tenant_name}/{name}");
         let mut draft = self.draft(now, actor, what, format!("device revoke {tenant_name}/{name}"));
+        draft.operation.tenant = Some(tenant_id);
         let record = DeviceRecord {
             id: DeviceId(Draft::next(&mut draft.meta.next_device)),
             tenant: tenant_id,
@@ -92,6 +93,7 @@ impl<S: Store> Engine<S> {
             ));
         };
         let mut draft = self.draft(now, actor, format!("device revoke {tenant_name}/{name}"), String::new());
+        draft.operation.tenant = Some(tenant_id);
         draft.delete(records::DEVICE, device.id.0);
         let operation = self.commit(draft)?;
         if let Some(tenant) = self.household.tenants.get_mut(&tenant_id) {

@@ -47,6 +47,7 @@ pub struct Engine<S: Store> {
     pub(crate) meta: Meta,
     pub(crate) household: Household,
     pub(crate) operations: BTreeMap<OperationId, OperationView>,
+    pub(crate) operation_changes: u64,
     pub(crate) later: Later,
     /// What the store said last; empty: nothing is wrong with it.
     pub(crate) store_trouble: String,
@@ -68,6 +69,7 @@ impl<S: Store> Engine<S> {
             meta: Meta::default(),
             household: Household::default(),
             operations: BTreeMap::new(),
+            operation_changes: 0,
             later: Later::default(),
             store_trouble: String::new(),
             leaving: BTreeSet::new(),
@@ -231,6 +233,13 @@ impl<S: Store> Engine<S> {
             }
             Event::ImageReady { operation, image } => self.image_ready(now, operation, image),
             Event::ImageFailed { operation, problem } => self.install_failed(now, operation, problem),
+            Event::OperationEnded { operation, outcome } => {
+                let state = match outcome {
+                    Ok(()) => OperationState::Done,
+                    Err(problem) => OperationState::Failed { problem },
+                };
+                self.end_operation(now, operation, state);
+            }
             Event::PacketWaiting { machine } => self.machine_input(now, machine, Input::PacketWaiting),
             Event::Activity { machine, delivered_packets, cpu_us } => {
                 self.machine_input(now, machine, Input::Activity { delivered_packets, cpu_us });

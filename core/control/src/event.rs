@@ -31,6 +31,11 @@ pub enum Event {
         operation: OperationId,
         problem: Problem,
     },
+    /// How something has ended that the daemon began with `Engine::begin_operation`.
+    OperationEnded {
+        operation: OperationId,
+        outcome: Result<(), Problem>,
+    },
     /// The TAP of a machine that is watched (see `Effect::WatchTap`) became readable.
     PacketWaiting {
         machine: MachineId,

@@ -8,7 +8,7 @@ use crate::{
     view::{OperationState, OperationView},
 };
 use cloudpal_model::{
-    Now, OperationId, Problem,
+    Name, Now, OperationId, Problem, TenantId,
     store::{Change, Store},
 };
 use serde::Serialize;
@@ -68,9 +68,25 @@ impl<S: Store> Engine<S> {
         let mut meta = self.meta.clone();
         let id = OperationId(Draft::next(&mut meta.next_operation));
         let state = OperationState::Done;
-        let operation =
-            OperationView { id, actor: actor.to_owned(), what, undo, at_wall_ms: now.wall_ms, state };
+        let (actor, at_wall_ms) = (actor.to_owned(), now.wall_ms);
+        let operation = OperationView { id, actor, what, undo, at_wall_ms, tenant: None, state };
         Draft { meta, operation, changes: Vec::new() }
+    }
+
+    /// Something that the daemon does itself, noted before it does it. It ends with `Event::OperationEnded`.
+    pub fn begin_operation(
+        &mut self,
+        now: Now,
+        actor: &str,
+        tenant: &Name,
+        (what, undo): (String, String),
+    ) -> Result<OperationId, Problem> {
+        let tenant = self.household.tenant(tenant)?.record.id;
+        let mut draft = self.draft(now, actor, what, undo);
+        draft.operation.tenant = Some(tenant);
+        draft.operation.state =
+            OperationState::Running { stage: String::new(), done_bytes: 0, total_bytes: 0 };
+        self.commit(draft)
     }
 
     /// Makes the draft durable. The caller changes memory only after this.
@@ -81,6 +97,7 @@ impl<S: Store> Engine<S> {
         self.write(draft.changes)?;
         self.meta = draft.meta;
         self.operations.insert(id, draft.operation);
+        self.operation_changes += 1;
         Ok(id)
     }
 
@@ -125,18 +142,21 @@ impl<S: Store> Engine<S> {
     pub(crate) fn end_operation(&mut self, now: Now, id: OperationId, state: OperationState) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.state = state;
+        self.operation_changes += 1;
         let change = records::put(records::key(records::OPERATION, id.0), operation);
         self.write_later(change, now.mono_us);
     }
 
     /// Something the daemon did by itself that the owner should find in the log.
-    pub(crate) fn note_operation(&mut self, now: Now, what: String, undo: String) {
-        let draft = self.draft(now, "daemon", what, undo);
+    pub(crate) fn note_operation(&mut self, now: Now, tenant: TenantId, what: String, undo: String) {
+        let mut draft = self.draft(now, "daemon", what, undo);
+        draft.operation.tenant = Some(tenant);
         self.meta = draft.meta;
         let id = draft.operation.id;
         self.write_later(records::put(records::key(records::OPERATION, id.0), &draft.operation), now.mono_us);
         self.write_later(records::put(records::META.to_owned(), &self.meta), now.mono_us);
         self.operations.insert(id, draft.operation);
+        self.operation_changes += 1;
     }
 
     /// The newest operations first.
@@ -147,6 +167,16 @@ impl<S: Store> Engine<S> {
     /// Those before `before`, the newest first.
     pub fn operations_before(&self, limit: usize, before: OperationId) -> Vec<OperationView> {
         self.operations.range(..before).rev().take(limit).map(|(_, operation)| operation.clone()).collect()
+    }
+
+    /// Grows whenever an operation is added, or ends.
+    pub fn operation_changes(&self) -> u64 {
+        self.operation_changes
+    }
+
+    /// Those from `first` on, the oldest first.
+    pub fn operations_from(&self, first: OperationId, limit: usize) -> Vec<OperationView> {
+        self.operations.range(first..).take(limit).map(|(_, operation)| operation.clone()).collect()
     }
 
     pub fn operation(&self, id: OperationId) -> Option<OperationView> {

@@ -116,8 +116,14 @@ impl<S: Store> Engine<S> {
         app.record.wanted = WantedRecord::Killed { reason: reason.clone() };
         let Some(tenant) = self.household.tenants.get(&app.record.tenant) else { return };
         let name = format!("{}/{}", tenant.record.name, app.record.name);
+        let tenant_id = tenant.record.id;
         self.save_later(now.mono_us, id);
-        self.note_operation(now, format!("machine kill {name}: {reason}"), format!("machine start {name}"));
+        self.note_operation(
+            now,
+            tenant_id,
+            format!("machine kill {name}: {reason}"),
+            format!("machine start {name}"),
+        );
     }
 
     /// Counts since ever, for the record.

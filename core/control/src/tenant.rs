@@ -44,6 +44,7 @@ impl<S: Store> Engine<S> {
         let (what, undo) = (format!("tenant add {name}"), format!("tenant remove {name}"));
         let mut draft = self.draft(now, actor, what, undo);
         let id = TenantId(Draft::next(&mut draft.meta.next_tenant));
+        draft.operation.tenant = Some(id);
         let record = TenantRecord {
             id,
             name,
@@ -87,6 +88,7 @@ impl<S: Store> Engine<S> {
             return Err(Problem::new(Kind::Refused, what, "try again in a moment"));
         }
         let mut draft = self.draft(now, actor, format!("tenant remove {name}"), String::new());
+        draft.operation.tenant = Some(id);
         draft.delete(records::TENANT, id.0);
         for device in tenant.devices.values() {
             draft.delete(records::DEVICE, device.id.0);

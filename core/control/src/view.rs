@@ -76,6 +76,9 @@ pub struct OperationView {
     /// The operation that would undo it, in words; empty: it cannot be undone.
     pub undo: String,
     pub at_wall_ms: u64,
+    /// Whose cloud it is about; `None`: of an operation from before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantId>,
     pub state: OperationState,
 }
 

@@ -87,6 +87,11 @@ impl KeyPair {
         KeyPair { key: SigningKey::from_bytes(seed) }
     }
 
+    /// The secret half, for what is to sign elsewhere.
+    pub fn seed(&self) -> [u8; 32] {
+        self.key.to_bytes()
+    }
+
     pub fn public_key(&self) -> PublicKey {
         self.key.verifying_key().to_bytes()
     }

@@ -8,6 +8,12 @@ use cloudpal_model::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+/// The core in which CloudPal keeps what was asked of the tenant's cloud: one [`crate::Operation`] a block.
+pub const AUDIT_CORE: &str = "cloudpal-audit";
+
+/// The longest block of a core, and the longest value of a bee or trie.
+pub const MAX_BLOCK_BYTES: usize = 15 << 20;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DataKind {
@@ -148,6 +154,27 @@ pub struct BlockQuery {
     pub end: Option<u64>,
 }
 
+/// Where a consumer of a core is. What it has not consumed comes again, also after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DataCursor {
+    pub fork: u64,
+    /// The first block that is not consumed.
+    pub next: u64,
+    /// How many blocks wait.
+    pub behind: u64,
+    /// The core was cut since: what was consumed may have been replaced.
+    pub cut: bool,
+}
+
+/// All blocks before `next` are consumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataCursorMove {
+    /// The fork that was read.
+    pub fork: u64,
+    pub next: u64,
+}
+
 /// Cut a core to its first blocks (a new fork), or forget blocks to give their space back.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "snake_case", tag = "cut")]
@@ -163,6 +190,19 @@ pub enum BlockCut {
 pub struct VersionQuery {
     #[serde(default)]
     pub version: Option<u64>,
+    /// A key in the path is given as hexadecimal digits: that is how one is named that is no UTF-8.
+    #[serde(default)]
+    pub hex: bool,
+}
+
+/// How a key is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct KeyQuery {
+    /// As hexadecimal digits: that is how one is named that is no UTF-8.
+    #[serde(default)]
+    pub hex: bool,
 }
 
 /// Which entries of a bee or trie, and of which version.
@@ -172,6 +212,9 @@ pub struct VersionQuery {
 pub struct EntryQuery {
     #[serde(default)]
     pub version: Option<u64>,
+    /// The keys below are given as hexadecimal digits.
+    #[serde(default)]
+    pub hex: bool,
     /// Only keys that begin so.
     #[serde(default)]
     pub prefix: Option<String>,

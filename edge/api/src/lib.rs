@@ -8,6 +8,7 @@ mod app;
 mod client;
 mod data;
 mod device;
+mod export;
 mod host;
 mod machine;
 mod operation;
@@ -19,11 +20,16 @@ mod tenant;
 pub use app::{App, AppInstall, AppKind, AppList, LogQuery, Manifest};
 pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Sink, check_key};
 pub use data::{
-    BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataKind, DataList, DataPeer, DataPeerAdd,
-    DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, Entry, EntryList, EntryQuery, File,
-    FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery, VersionQuery,
+    AUDIT_CORE, BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataCursor, DataCursorMove, DataKind,
+    DataList, DataPeer, DataPeerAdd, DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, Entry,
+    EntryList, EntryQuery, File, FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery,
+    KeyQuery, MAX_BLOCK_BYTES, VersionQuery,
 };
 pub use device::{Device, DeviceAdd, DeviceAdded, DeviceList};
+pub use export::{
+    DataImported, EXPORT_FORMAT, EXPORT_INDEX, EXPORT_SUM, EXPORT_VERSION, ExportFrame, ExportFrames,
+    ExportIndex, ExportedCore, ExportedData,
+};
 pub use host::{Check, Doctor, Status};
 pub use machine::{Exec, ExecOutput, Machine, MachineList};
 pub use operation::{Accepted, Operation, OperationList, OperationQuery, OperationState, Progress};

@@ -12,11 +12,16 @@ pub fn play(day: &mut Day) -> Result<()> {
         cli.json(&["app", "remove", tenant, APP])?;
         cli.json(&["tenant", "remove", tenant])?;
     }
+    let state_dir = day.daemon.settings().state_dir.clone();
+    let has_entries =
+        |dir: &str| std::fs::read_dir(state_dir.join(dir)).is_ok_and(|mut entries| entries.next().is_some());
     let patience = Duration::from_secs(30);
-    interrupt::wait_for("the tenants' namespaces go", patience, || {
-        Ok((day.daemon.tenant_namespaces().is_empty() && day.daemon.vmm_pids().is_empty()).then_some(()))
+    interrupt::wait_for("the tenants' namespaces and data go", patience, || {
+        let gone = day.daemon.tenant_namespaces().is_empty() && day.daemon.vmm_pids().is_empty();
+        Ok((gone && !has_entries("data") && !has_entries("keys")).then_some(()))
     })?;
-    day.timeline.held("apps and tenants are removed", started.elapsed(), "no namespace, no VMM process");
+    let found = "no namespace, no VMM process, no data";
+    day.timeline.held("apps and tenants are removed", started.elapsed(), found);
 
     let ended = day.daemon.stop()?;
     let machines = std::fs::read_dir(day.daemon.settings().state_dir.join("machines"));

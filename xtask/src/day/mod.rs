@@ -10,6 +10,7 @@ mod falling_asleep;
 mod first_use;
 mod neighbour;
 mod other_packets;
+mod photo;
 mod revoked;
 mod setting_up;
 mod timeline;
@@ -47,6 +48,8 @@ pub struct Day {
     pub daemon: Daemon,
     pub world: World,
     pub image: PathBuf,
+    /// Where the JavaScript Hypercore stack is installed, if it is.
+    pub javascript: Option<PathBuf>,
     /// After how long without packets the app falls asleep.
     pub idle: String,
     /// How often it is woken in a row.
@@ -56,7 +59,7 @@ pub struct Day {
 
 type Step = fn(&mut Day) -> Result<()>;
 
-const STEPS: [(&str, Step); 10] = [
+const STEPS: [(&str, Step); 11] = [
     ("set up", setting_up::play),
     ("first use", first_use::play),
     ("falling asleep", falling_asleep::play),
@@ -64,6 +67,7 @@ const STEPS: [(&str, Step); 10] = [
     ("other packets", other_packets::play),
     ("packets in the middle of falling asleep", between::play),
     ("kill -9 of the daemon", daemon_killed::play),
+    ("a photo there, a photo back", photo::play),
     ("a neighbour with the same addresses", neighbour::play),
     ("the phone is lost", revoked::play),
     ("closing", closing::play),

@@ -9,11 +9,13 @@
 //! network is
 //! neither used nor changed; when the world is dropped, nothing of it is left.
 
+mod drive_peer;
 mod http;
 mod namespace;
 mod phone;
 mod probe;
 
+pub use drive_peer::DrivePeer;
 pub use http::{Attempt, Reply, Request};
 pub use namespace::Namespace;
 pub use phone::{Phone, assert_private};

@@ -3,7 +3,7 @@
 //! Invariant: nothing here knows more of CloudPal than a phone does, which is its `.conf`.
 
 use super::{
-    Namespace, Reply, Request, Retransmits,
+    DrivePeer, Namespace, Reply, Request, Retransmits,
     http::{self, Attempt},
     probe,
 };
@@ -97,6 +97,11 @@ impl Phone {
 
     pub fn retransmits(&self) -> Result<Retransmits> {
         self.place.inside(Retransmits::read)?
+    }
+
+    /// A JavaScript Hyperdrive that runs on the phone, and asks the name server that the profile names.
+    pub fn drive_peer(&self, golden: &Path, arguments: &[&str], log: PathBuf) -> Result<DrivePeer> {
+        DrivePeer::start(&self.place, golden, arguments, log)
     }
 
     /// Sends `count` pings and wants every one answered.

@@ -9,7 +9,7 @@ use crate::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Args, Subcommand};
 use cloudpal_api::{Client, DataKind, Entry, EntryList, EntryQuery, HistoryQuery};
-use cloudpal_model::Problem;
+use cloudpal_model::{Kind, Problem};
 use std::process::ExitCode;
 
 /// As it was at a version.
@@ -28,6 +28,33 @@ pub enum Verb {
     Keys(Keys),
 }
 
+/// Which key.
+#[derive(Args)]
+pub struct Key {
+    /// The key
+    key: String,
+    /// The key is written as hexadecimal digits; keys may be any bytes
+    #[arg(long)]
+    hex: bool,
+}
+
+impl Key {
+    fn bytes(&self) -> Result<Vec<u8>, Problem> {
+        if !self.hex {
+            return Ok(self.key.clone().into_bytes());
+        }
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        let read = || {
+            let (pairs, []) = self.key.as_bytes().as_chunks::<2>() else { return None };
+            pairs.iter().map(|[high, low]| Some((digit(*high)? * 16 + digit(*low)?) as u8)).collect()
+        };
+        read().ok_or_else(|| {
+            let mend = "write two digits, 0 to 9 and a to f, for each byte";
+            Problem::new(Kind::Invalid, format!("{:?} is not hexadecimal", self.key), mend)
+        })
+    }
+}
+
 /// What can be done with keys, in a bee as in a trie.
 #[derive(Subcommand)]
 pub enum Keys {
@@ -41,8 +68,8 @@ Exit codes: 0 done, 3 not there, 5 somebody else writes it, 8 the disk or the qu
     Put {
         #[command(flatten)]
         place: Place,
-        /// The key
-        key: String,
+        #[command(flatten)]
+        key: Key,
         /// The value; absent: stdin
         value: Option<String>,
     },
@@ -51,13 +78,14 @@ Exit codes: 0 done, 3 not there, 5 somebody else writes it, 8 the disk or the qu
 Examples:
   cloudpal bee get ada contacts grace
   cloudpal bee get ada contacts grace --at 12
+  cloudpal bee get ada index 00ff80 --hex
 
 Exit codes: 0 done, 3 no such key.")]
     Get {
         #[command(flatten)]
         place: Place,
-        /// The key
-        key: String,
+        #[command(flatten)]
+        key: Key,
         #[command(flatten)]
         at: At,
     },
@@ -67,8 +95,8 @@ Exit codes: 0 done, 3 no such key.")]
     Del {
         #[command(flatten)]
         place: Place,
-        /// The key
-        key: String,
+        #[command(flatten)]
+        key: Key,
     },
     /// The keys, in their order
     #[command(after_help = "\
@@ -101,6 +129,9 @@ pub struct Ls {
     /// Before this key
     #[arg(long, value_name = "KEY")]
     to: Option<String>,
+    /// These keys are written as hexadecimal digits
+    #[arg(long)]
+    hex: bool,
     /// From the last key to the first
     #[arg(long)]
     reverse: bool,
@@ -143,23 +174,24 @@ pub fn keys(verb: Keys, kind: DataKind, client: &Client, screen: &Screen) -> Res
     match verb {
         Keys::Put { place, key, value: given } => {
             checked(client, &place, kind)?;
-            let put = client.entry_put(&place.tenant, &place.name, &key, value(given)?)?;
+            let put = client.entry_put(&place.tenant, &place.name, key.bytes()?, value(given)?)?;
             screen.answer(&put, |put| format!("{} has version {}", place.name, put.version))?;
         }
         Keys::Get { place, key, at } => {
             checked(client, &place, kind)?;
-            screen.raw(&client.entry(&place.tenant, &place.name, &key, at.version)?)?;
+            screen.raw(&client.entry(&place.tenant, &place.name, key.bytes()?, at.version)?)?;
         }
         Keys::Del { place, key } => {
             checked(client, &place, kind)?;
-            let deleted = client.entry_delete(&place.tenant, &place.name, &key)?;
+            let deleted = client.entry_delete(&place.tenant, &place.name, key.bytes()?)?;
             screen.answer(&deleted, |deleted| format!("{} has version {}", place.name, deleted.version))?;
         }
         Keys::Ls(ls) => {
-            let Ls { place, prefix, from, to, reverse, limit, at } = ls;
+            let Ls { place, prefix, from, to, hex, reverse, limit, at } = ls;
             checked(client, &place, kind)?;
             let query = EntryQuery {
                 version: at.version,
+                hex,
                 prefix,
                 gte: from,
                 lt: to,
@@ -183,7 +215,7 @@ fn table(list: &EntryList, limit: u32) -> String {
     let mut table = Table::new(["VERSION", "KEY", "SIZE", "VALUE"]);
     for entry in &list.entries {
         let (size, value) = value_of(entry);
-        table.row([entry.version.to_string(), entry.key.clone(), size, value]);
+        table.row([entry.version.to_string(), key_of(entry), size, value]);
     }
     let more = if list.more {
         format!("… and more: these are the first {limit} (--limit)\n")
@@ -191,6 +223,18 @@ fn table(list: &EntryList, limit: u32) -> String {
         String::new()
     };
     format!("{table}{more}")
+}
+
+/// As it can be typed: what is no text in hexadecimal digits, for `--hex`.
+fn key_of(entry: &Entry) -> String {
+    let bytes = STANDARD.decode(&entry.key_base64).unwrap_or_default();
+    match String::from_utf8(bytes) {
+        Ok(text) => printable(&text),
+        Err(error) => {
+            let digits: String = error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{digits} (hex)")
+        }
+    }
 }
 
 /// Its size, and the beginning of what can be read of it.

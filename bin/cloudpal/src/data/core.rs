@@ -3,11 +3,13 @@
 use super::{Common, Place, checked, common, value};
 use crate::screen::{Screen, printable};
 use clap::Subcommand;
-use cloudpal_api::{BlockCut, BlockQuery, Client, DataKind};
-use cloudpal_model::Problem;
+use cloudpal_api::{BlockCut, BlockQuery, Client, DataCursorMove, DataKind};
+use cloudpal_model::{Name, Problem};
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::mpsc,
+    thread,
 };
 
 #[derive(Subcommand)]
@@ -38,9 +40,13 @@ Exit codes: 0 done, 3 not there, 5 somebody else writes it, 8 the disk or the qu
     },
     /// The blocks one after the other, each on a line of its own
     #[command(after_help = "\
+With --consumer it begins where the consumer of this name was, and keeps how far it came: what was not
+written out comes again.
+
 Examples:
   cloudpal core tail ada journal
   cloudpal core tail ada journal --start 100 --follow
+  cloudpal core tail ada journal --consumer mailer --follow
 
 Exit codes: 0 done, 3 not there.
 With --json: one object a line, {\"block\": \"…\"}.")]
@@ -48,8 +54,11 @@ With --json: one object a line, {\"block\": \"…\"}.")]
         #[command(flatten)]
         place: Place,
         /// The first block
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "consumer")]
         start: u64,
+        /// Go on where the consumer of this name was
+        #[arg(long, value_name = "NAME")]
+        consumer: Option<Name>,
         /// Before this block
         #[arg(long, value_name = "N")]
         end: Option<u64>,
@@ -93,10 +102,11 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
             checked(client, &place, kind)?;
             screen.raw(&client.core_block(&place.tenant, &place.name, index)?)?;
         }
-        Verb::Tail { place, start, end, follow } => {
+        Verb::Tail { place, start, consumer, end, follow } => {
             checked(client, &place, kind)?;
             let query = BlockQuery { follow, start: Some(start), end };
-            client.core_blocks(&place.tenant, &place.name, &query, &mut |block| line(screen, block))?;
+            let write = |block: &[u8]| line(screen, block);
+            consume(client, screen, &place, (query, consumer.as_ref()), write)?;
         }
         Verb::Truncate { place, length } => {
             checked(client, &place, kind)?;
@@ -111,6 +121,45 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Hands the blocks on; those of a consumer from where it was.
+pub fn consume(
+    client: &Client,
+    screen: &Screen,
+    place: &Place,
+    (mut query, consumer): (BlockQuery, Option<&Name>),
+    mut write: impl FnMut(&[u8]) -> io::Result<()>,
+) -> Result<(), Problem> {
+    let Place { tenant, name } = place;
+    let Some(consumer) = consumer else { return client.core_blocks(tenant, name, &query, &mut write) };
+    let cursor = client.cursor(tenant, name, consumer)?;
+    if cursor.cut {
+        screen.note(format!("{name} was cut since; {consumer} goes on at block {}", cursor.next));
+    }
+    query.start = Some(cursor.next);
+    // Calls to the daemon cannot be made from within one, so another thread keeps the cursor.
+    let (written, positions) = mpsc::channel::<u64>();
+    let socket = client.socket();
+    thread::scope(|scope| {
+        let keeper = scope.spawn(move || -> Result<(), Problem> {
+            let client = Client::new(socket)?;
+            while let Ok(next) = positions.recv() {
+                let next = positions.try_iter().last().unwrap_or(next);
+                client.cursor_move(tenant, name, consumer, &DataCursorMove { fork: cursor.fork, next })?;
+            }
+            Ok(())
+        });
+        let mut next = cursor.next;
+        let read = client.core_blocks(tenant, name, &query, &mut |block| {
+            write(block)?;
+            next += 1;
+            written.send(next).map_err(|_| io::Error::other("the consumer's place is not kept"))
+        });
+        drop(written);
+        let kept = keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        kept.and(read)
+    })
 }
 
 fn line(screen: &Screen, block: &[u8]) -> io::Result<()> {

@@ -155,7 +155,7 @@ pub fn run(verb: Verb, client: &Client, screen: &Screen) -> Result<ExitCode, Pro
         Verb::Put { place, file, path } => put(client, screen, &place, &file, path)?,
         Verb::Get { place, path, file, at } => {
             checked(client, &place, kind)?;
-            get(client, &place, &absolute(&path)?, file.as_deref(), at.version)?;
+            get(client, screen, &place, (&absolute(&path)?, at.version), file.as_deref())?;
         }
         Verb::Ls { place, folder, recursive, at } => {
             checked(client, &place, kind)?;
@@ -243,7 +243,7 @@ fn put(
 }
 
 /// Only on a terminal.
-fn bar(screen: &Screen, bytes: Option<u64>) -> Option<ProgressBar> {
+pub fn bar(screen: &Screen, bytes: Option<u64>) -> Option<ProgressBar> {
     if !screen.shows_motion() {
         return None;
     }
@@ -258,10 +258,10 @@ fn bar(screen: &Screen, bytes: Option<u64>) -> Option<ProgressBar> {
 /// To a file that is new and whole, or not there; else to stdout.
 pub fn get(
     client: &Client,
+    screen: &Screen,
     place: &Place,
-    path: &str,
+    (path, version): (&str, Option<u64>),
     file: Option<&Path>,
-    version: Option<u64>,
 ) -> Result<(), Problem> {
     let Some(file) = file else {
         return client.file(&place.tenant, &place.name, path, version, &mut |piece| {
@@ -275,7 +275,14 @@ pub fn get(
         }
         _ => Problem::io(file.display(), &error),
     })?;
-    let got = client.file(&place.tenant, &place.name, path, version, &mut |piece| new.write_all(piece));
+    let bar = bar(screen, None);
+    let mut size = |bytes| bar.iter().for_each(|bar| bar.set_length(bytes));
+    let mut write = |piece: &[u8]| {
+        bar.iter().for_each(|bar| bar.inc(piece.len() as u64));
+        new.write_all(piece)
+    };
+    let got = client.file_sized(&place.tenant, &place.name, path, version, (&mut size, &mut write));
+    bar.iter().for_each(ProgressBar::finish_and_clear);
     if got.is_err() {
         // Half a file is worse than none.
         drop(fs::remove_file(file));

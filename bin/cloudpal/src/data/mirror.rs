@@ -3,11 +3,12 @@
 //! Invariants: a link of the folder is never followed, so nothing outside of it is read or written; a file of the
 //! folder is replaced as a whole, by a rename.
 
-use super::drive::Mirror;
+use super::drive::{Mirror, bar};
 use crate::screen::Screen;
 use clap::ValueEnum;
 use cloudpal_api::{Client, File, FileKind, FileListQuery, FileQuery};
 use cloudpal_model::{Kind, Problem};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,30 @@ enum Local {
     Link { target: String },
 }
 
+impl Local {
+    fn bytes(&self) -> u64 {
+        match self {
+            Local::File { bytes, .. } => *bytes,
+            Local::Link { .. } => 0,
+        }
+    }
+}
+
+/// The folder and the drive, and who looks on.
+struct Sides<'a> {
+    mirror: &'a Mirror,
+    client: &'a Client,
+    /// Only on a terminal.
+    bar: Option<&'a ProgressBar>,
+}
+
+impl Sides<'_> {
+    /// A file is done, however little of it had to be moved.
+    fn advance(&self, bytes: u64) {
+        self.bar.iter().for_each(|bar| bar.inc(bytes));
+    }
+}
+
 #[derive(Default, Serialize)]
 struct Done {
     copied: Vec<String>,
@@ -49,10 +74,19 @@ pub fn run(mirror: &Mirror, client: &Client, screen: &Screen) -> Result<(), Prob
         .collect();
     let mut folder = BTreeMap::new();
     walk(&mirror.folder, "", &mut folder)?;
-    let done = match mirror.direction {
-        Direction::To => to_folder(mirror, client, &drive, &folder)?,
-        Direction::From => from_folder(mirror, client, &drive, &folder)?,
+    // All that may have to be read: what is the same on both sides is read to be compared.
+    let bytes = match mirror.direction {
+        Direction::To => drive.values().map(|file| file.bytes).sum(),
+        Direction::From => folder.values().map(Local::bytes).sum(),
     };
+    let bar = bar(screen, Some(bytes));
+    let sides = Sides { mirror, client, bar: bar.as_ref() };
+    let done = match mirror.direction {
+        Direction::To => to_folder(&sides, &drive, &folder),
+        Direction::From => from_folder(&sides, &drive, &folder),
+    };
+    bar.iter().for_each(ProgressBar::finish_and_clear);
+    let done = done?;
     screen.answer(&done, |done| {
         let would = if mirror.dry_run { "would be " } else { "" };
         let lines = done.copied.iter().map(|path| format!("{would}copied   {path}"));
@@ -130,12 +164,11 @@ fn same(mirror: &Mirror, client: &Client, file: &File, local: &Local) -> Result<
 }
 
 fn to_folder(
-    mirror: &Mirror,
-    client: &Client,
+    sides: &Sides<'_>,
     drive: &BTreeMap<String, File>,
     folder: &BTreeMap<String, Local>,
 ) -> Result<Done, Problem> {
-    let mut done = Done::default();
+    let (mut done, Sides { mirror, client, .. }) = (Done::default(), sides);
     drive.keys().try_for_each(|path| check(path))?;
     for path in folder.keys().filter(|path| !drive.contains_key(*path)) {
         if !mirror.dry_run {
@@ -145,6 +178,7 @@ fn to_folder(
         done.removed.push(path.clone());
     }
     for (path, file) in drive {
+        sides.advance(file.bytes);
         if let Some(local) = folder.get(path)
             && same(mirror, client, file, local)?
         {
@@ -196,12 +230,11 @@ fn make_folders(root: &Path, wanted: &Path) -> Result<(), Problem> {
 }
 
 fn from_folder(
-    mirror: &Mirror,
-    client: &Client,
+    sides: &Sides<'_>,
     drive: &BTreeMap<String, File>,
     folder: &BTreeMap<String, Local>,
 ) -> Result<Done, Problem> {
-    let mut done = Done::default();
+    let (mut done, Sides { mirror, client, .. }) = (Done::default(), sides);
     let place = &mirror.place;
     for path in drive.keys().filter(|path| !folder.contains_key(*path)) {
         if !mirror.dry_run {
@@ -210,6 +243,7 @@ fn from_folder(
         done.removed.push(path.clone());
     }
     for (path, local) in folder {
+        sides.advance(local.bytes());
         if let Some(file) = drive.get(path)
             && same(mirror, client, file, local)?
         {

@@ -1,9 +1,11 @@
 //! What the API asks of the tenants' data.
 
 use super::{
+    audit::not_audit,
     blocking, catalog, keys,
+    noted::{Noted, noted},
     peers::{self, call},
-    tenant::TenantData,
+    tenant::{TenantData, word},
 };
 use crate::{
     daemon::Daemon,
@@ -15,6 +17,7 @@ use cloudpal_api as api;
 use cloudpal_api::Secret;
 use cloudpal_model::{Name, Problem};
 use cloudpal_net::ruleset::DATA_PORT;
+use futures_util::StreamExt;
 use std::sync::{Arc, PoisonError};
 
 impl Daemon {
@@ -41,15 +44,17 @@ impl DataBackend for Daemon {
 
     async fn data_add(&self, actor: &str, tenant: &Name, add: api::DataAdd) -> Result<api::Data, Problem> {
         let data = self.tenant_data(tenant).await?;
-        let (name, kind) = (add.name.clone(), add.kind);
-        let shown = blocking(move || {
+        not_audit(&add.name)?;
+        let verb = if add.key.is_some() { "seed" } else { "create" };
+        let (kind, name) = (word(add.kind), add.name.clone());
+        let work = blocking(move || {
             let item = data.add(add)?;
             data.settle_drives();
             Ok(item.show(0)?)
         });
-        let shown = shown.await?;
-        tracing::info!(%actor, %tenant, %name, ?kind, "data added");
-        Ok(shown)
+        let (what, undo) =
+            (format!("{kind} {verb} {tenant}/{name}"), format!("{kind} remove {tenant}/{name}"));
+        noted((&self.brain, actor, tenant), what, undo, work).await
     }
 
     async fn data_show(&self, tenant: &Name, name: &Name) -> Result<api::Data, Problem> {
@@ -61,29 +66,39 @@ impl DataBackend for Daemon {
     async fn data_remove(&self, actor: &str, tenant: &Name, name: &Name) -> Result<(), Problem> {
         let data = self.tenant_data(tenant).await?;
         let item = data.item(name)?;
+        not_audit(name)?;
         let _writing = item.writing.lock().await;
         let gone = name.clone();
-        blocking(move || data.remove(&gone)).await?;
-        tracing::info!(%actor, %tenant, %name, "data removed");
-        Ok(())
+        let what = format!("{} remove {tenant}/{name}", word(item.kind));
+        let work = blocking(move || data.remove(&gone));
+        noted((&self.brain, actor, tenant), what, String::new(), work).await
     }
 
     async fn data_quota(&self, actor: &str, tenant: &Name, quota: api::DataQuota) -> Result<(), Problem> {
         let data = self.tenant_data(tenant).await?;
         let quota_bytes = quota.quota_bytes;
-        blocking(move || Ok(catalog::set_quota_bytes(&data.store, quota_bytes)?)).await?;
-        tracing::info!(%actor, %tenant, ?quota_bytes, "the data's quota");
-        Ok(())
+        let words = |bytes: Option<u64>| {
+            let size = bytes.map_or("none".to_owned(), |bytes| format!("{bytes} B"));
+            format!("data quota {tenant} {size}")
+        };
+        let (what, undo) = (words(quota_bytes), words(catalog::quota_bytes(&data.store)));
+        let work = blocking(move || Ok(catalog::set_quota_bytes(&data.store, quota_bytes)?));
+        noted((&self.brain, actor, tenant), what, undo, work).await
     }
 
-    async fn data_compact(&self, tenant: &Name) -> Result<api::DataCompacted, Problem> {
+    async fn data_compact(&self, actor: &str, tenant: &Name) -> Result<api::DataCompacted, Problem> {
         let data = self.tenant_data(tenant).await?;
-        blocking(move || Ok(api::DataCompacted { freed_bytes: data.store.compact()? })).await
+        let work = blocking(move || Ok(api::DataCompacted { freed_bytes: data.store.compact()? }));
+        let what = format!("data compact {tenant}");
+        noted((&self.brain, actor, tenant), what, String::new(), work).await
     }
 
-    async fn data_share(&self, tenant: &Name, name: &Name) -> Result<api::DataShare, Problem> {
+    async fn data_share(&self, actor: &str, tenant: &Name, name: &Name) -> Result<api::DataShare, Problem> {
         let data = self.tenant_data(tenant).await?;
         let record = data.item(name)?.record();
+        // Whoever is told the keys can read it for ever.
+        let what = format!("{} share {tenant}/{name}", word(record.kind));
+        Noted::begin(&self.brain, actor, tenant, what, String::new()).await?.end(None);
         let (v4, v6) = data.subnets.server();
         Ok(api::DataShare {
             key: record.key,
@@ -95,6 +110,34 @@ impl DataBackend for Daemon {
             ],
             server_public_key: keys::hex(&data.server_key),
         })
+    }
+
+    async fn data_export(&self, actor: &str, tenant: &Name) -> Result<Pieces, Problem> {
+        let data = self.tenant_data(tenant).await?;
+        let what = format!("data export {tenant}");
+        let noted = Noted::begin(&self.brain, actor, tenant, what, String::new()).await?;
+        Ok(data.export(tenant, Box::new(|problem| noted.end(problem))))
+    }
+
+    async fn data_import(
+        &self,
+        actor: &str,
+        tenant: &Name,
+        mut content: Pieces,
+    ) -> Result<api::DataImported, Problem> {
+        let data = self.tenant_data(tenant).await?;
+        let (pieces, receiver) = tokio::sync::mpsc::channel(4);
+        let importing = blocking(move || data.import(receiver));
+        let feeding = async move {
+            while let Some(piece) = content.next().await {
+                // The import has failed: it says why.
+                if pieces.send(piece).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let work = async { tokio::join!(importing, feeding).0 };
+        noted((&self.brain, actor, tenant), format!("data import {tenant}"), String::new(), work).await
     }
 
     async fn data_verify(&self, tenant: &Name, name: &Name) -> Result<api::DataVerified, Problem> {
@@ -147,9 +190,10 @@ impl DataBackend for Daemon {
         }
         record.peers.push(peer.address.clone());
         let (store, kept, item_name) = (data.store.clone(), record.clone(), name.clone());
-        blocking(move || Ok(catalog::put(&store, &item_name, Some(&kept))?)).await?;
+        let what = format!("{} replicate {tenant}/{name} with {}", word(item.kind), peer.address);
+        let work = blocking(move || Ok(catalog::put(&store, &item_name, Some(&kept))?));
+        noted((&self.brain, actor, tenant), what, String::new(), work).await?;
         *item.record.lock().unwrap_or_else(PoisonError::into_inner) = record;
-        tracing::info!(%actor, %tenant, %name, peer = peer.address, "a peer of the data");
         let calling = call(data.clone(), peer.address);
         data.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(calling);
         Ok(())
@@ -161,6 +205,7 @@ impl DataBackend for Daemon {
         name: &Name,
         blocks: Vec<Bytes>,
     ) -> Result<api::DataVersion, Problem> {
+        not_audit(name)?;
         self.tenant_data(tenant).await?.append(name, blocks).await
     }
 
@@ -179,11 +224,34 @@ impl DataBackend for Daemon {
 
     async fn core_cut(
         &self,
+        actor: &str,
         tenant: &Name,
         name: &Name,
         cut: api::BlockCut,
     ) -> Result<api::DataVersion, Problem> {
-        self.tenant_data(tenant).await?.cut(name, cut).await
+        let data = self.tenant_data(tenant).await?;
+        not_audit(name)?;
+        let what = match cut {
+            api::BlockCut::Truncate { length } => format!("core truncate {tenant}/{name} to {length} blocks"),
+            api::BlockCut::Clear { start, end } => {
+                format!("core clear {tenant}/{name} blocks {start} to {end}")
+            }
+        };
+        noted((&self.brain, actor, tenant), what, String::new(), data.cut(name, cut)).await
+    }
+
+    async fn cursor(&self, tenant: &Name, name: &Name, consumer: &Name) -> Result<api::DataCursor, Problem> {
+        self.tenant_data(tenant).await?.cursor(name, consumer).await
+    }
+
+    async fn cursor_move(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        consumer: &Name,
+        to: api::DataCursorMove,
+    ) -> Result<api::DataCursor, Problem> {
+        self.tenant_data(tenant).await?.cursor_move(name, consumer, to).await
     }
 
     async fn entries(
@@ -279,10 +347,14 @@ impl DataBackend for Daemon {
 
     async fn file_purge(
         &self,
+        actor: &str,
         tenant: &Name,
         name: &Name,
         purge: api::FilePurge,
     ) -> Result<api::DataCompacted, Problem> {
-        self.tenant_data(tenant).await?.file_purge(name, purge).await
+        let data = self.tenant_data(tenant).await?;
+        let what = format!("drive purge {tenant}/{name} before version {}", purge.keep_from);
+        let work = data.file_purge(name, purge);
+        noted((&self.brain, actor, tenant), what, String::new(), work).await
     }
 }

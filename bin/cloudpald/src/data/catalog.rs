@@ -1,7 +1,7 @@
 //! What a tenant has, by name: kept in the tenant's own store, sealed like all else in it.
 
 use super::keys;
-use cloudpal_api::DataKind;
+use cloudpal_api::{DataKind, Secret};
 use cloudpal_data::{DataError, crypto::Hash, store::Store};
 use cloudpal_model::{Name, Problem};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub struct Record {
     /// From what the writer's key pair is derived; never the same twice, also when a name is used again: one key must
     /// not sign two histories. `None`: somebody else writes it.
     pub seed: Option<String>,
+    /// The writer's key pair where it was not made here but imported: its secret, hexadecimal.
+    #[serde(default)]
+    pub pair: Option<Secret>,
     /// Hexadecimal.
     pub encryption_key: Option<String>,
     /// `HOST:PORT` of those whom we call.
@@ -26,6 +29,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether this host has the writer's key.
+    pub fn writable(&self) -> bool {
+        self.seed.is_some() || self.pair.is_some()
+    }
+
     pub fn encryption_key(&self) -> Result<Option<Hash>, Problem> {
         self.encryption_key.as_deref().map(keys::parse).transpose()
     }

@@ -17,7 +17,7 @@ const CORE: &[DataKind] = &[DataKind::Core];
 impl TenantData {
     /// Only where this host has the writer's key.
     pub fn writable(&self, item: &Shared) -> Result<(), Problem> {
-        if item.record().seed.is_some() {
+        if item.record().writable() {
             return Ok(());
         }
         let what = format!("{} is written by somebody else, and only kept and served here", item.name);

@@ -1,5 +1,7 @@
 //! What can be done with the keys of a bee or a trie.
 
+use crate::http::entry_key;
+
 use super::{TenantData, feeds::Tracked, item::Opened};
 use axum::body::Bytes;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -56,37 +58,38 @@ fn gather(
     Ok(list)
 }
 
-fn range(query: &EntryQuery) -> KeyRange {
-    let mut range =
-        query.prefix.as_ref().map_or(KeyRange::all(), |prefix| KeyRange::prefix(prefix.as_bytes()));
+fn range(query: &EntryQuery) -> Result<KeyRange, Problem> {
+    let bytes = |key: &Option<String>| key.as_ref().map(|key| entry_key(key, query.hex)).transpose();
+    let mut range = bytes(&query.prefix)?.map_or(KeyRange::all(), |prefix| KeyRange::prefix(&prefix));
     for (bound, apply) in [
         (&query.gt, KeyRange::gt as fn(KeyRange, &[u8]) -> KeyRange),
         (&query.gte, KeyRange::gte),
         (&query.lt, KeyRange::lt),
         (&query.lte, KeyRange::lte),
     ] {
-        if let Some(bound) = bound {
-            range = apply(range, bound.as_bytes());
+        if let Some(bound) = bytes(bound)? {
+            range = apply(range, &bound);
         }
     }
-    if query.reverse { range.reverse() } else { range }
+    Ok(if query.reverse { range.reverse() } else { range })
 }
 
 impl TenantData {
     pub async fn entries(&self, name: &Name, query: EntryQuery) -> Result<EntryList, Problem> {
         let item = self.item_of(name, KEYED)?;
         let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
+        let range = range(&query)?;
+        let prefix = entry_key(query.prefix.as_deref().unwrap_or_default(), query.hex)?;
         self.with(&item, move |opened| match opened {
             Opened::Bee(bee) => {
                 let snapshot = query.version.map_or(Ok(bee.head()), |version| bee.checkout(version))?;
-                let entries = snapshot.range(range(&query));
+                let entries = snapshot.range(range.clone());
                 gather(entries.map(|entry| entry.map(|entry| shown_bee(&entry))), limit)
             }
             Opened::Trie(trie) => {
                 let snapshot = query.version.map_or(Ok(trie.head()), |version| trie.checkout(version))?;
-                let prefix = query.prefix.clone().unwrap_or_default();
                 let options = ListOptions { reverse: query.reverse, ..ListOptions::default() };
-                let entries = snapshot.list(&prefix, options)?;
+                let entries = snapshot.list(text(&prefix)?, options)?;
                 gather(entries.map(|entry| entry.map(|entry| shown_trie(&entry))), limit)
             }
             _ => Err(WRONG),

@@ -88,7 +88,7 @@ pub fn hex(bytes: &[u8]) -> String {
 /// 64 hexadecimal digits, or 52 characters of z-base-32.
 pub fn parse(text: &str) -> Result<Hash, Problem> {
     let parsed = match text.len() {
-        64 => unhex(text),
+        64 => unhex(text).and_then(|bytes| bytes.try_into().ok()),
         52 => unbase32(text),
         _ => None,
     };
@@ -96,14 +96,11 @@ pub fn parse(text: &str) -> Result<Hash, Problem> {
     parsed.ok_or_else(|| Problem::new(Kind::Invalid, format!("{text:?} is no key"), mend))
 }
 
-fn unhex(text: &str) -> Option<Hash> {
-    let mut key = [0; 32];
-    let (digits, _) = text.as_bytes().as_chunks::<2>();
-    for (byte, pair) in key.iter_mut().zip(digits) {
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        *byte = (digit(pair[0])? * 16 + digit(pair[1])?) as u8;
-    }
-    Some(key)
+/// As many bytes as there are pairs of digits; `None`: something else is among them.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let (pairs, []) = text.as_bytes().as_chunks::<2>() else { return None };
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    pairs.iter().map(|[high, low]| Some((digit(*high)? * 16 + digit(*low)?) as u8)).collect()
 }
 
 /// 52 characters of 5 bits are 260; the last 4 must be zero.

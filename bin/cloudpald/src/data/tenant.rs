@@ -6,7 +6,9 @@
 use super::{
     blocking,
     catalog::{self, Record},
+    cursors,
     feeds::{Missing, Tracked},
+    import,
     item::{self, Item, Opened, Shared},
     keys::{self, Keys},
     peers::{self, Cores},
@@ -17,7 +19,7 @@ use cloudpal_control::view::TenantView;
 use cloudpal_data::{
     DataError,
     core::{Durability, Open},
-    crypto::Hash,
+    crypto::{Hash, KeyPair},
     drive,
     manifest::Manifest,
     replication::Options as ReplicationOptions,
@@ -35,7 +37,10 @@ use cloudpal_net::plan::Subnets;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -57,6 +62,8 @@ pub struct TenantData {
     pub server_key: Hash,
     keys: Keys,
     items: Mutex<BTreeMap<Name, Shared>>,
+    /// Nothing else gets a name meanwhile.
+    pub importing: AtomicBool,
     /// Counts the events of replication and our own writes.
     pub news: watch::Sender<u64>,
     /// The listeners, the callers, the clock.
@@ -92,11 +99,13 @@ impl TenantData {
             server_key,
             keys,
             items: Mutex::default(),
+            importing: AtomicBool::new(false),
             news: watch::Sender::new(0),
             tasks: Mutex::default(),
         });
         let opening = data.clone();
         blocking(move || {
+            import::recover(&opening.store)?;
             for (name, record) in catalog::all(&opening.store) {
                 opening.enter(name, record)?;
             }
@@ -154,14 +163,25 @@ impl TenantData {
         Ok(Tracked::new(core, number, missing.clone()))
     }
 
-    fn enter(&self, name: Name, record: Record) -> Result<Shared, Problem> {
+    /// The key pair of a core that is made here.
+    pub fn core_pair(&self, seed: &str) -> KeyPair {
+        self.keys.core(seed)
+    }
+
+    /// The writer's key pair, where it is here.
+    pub fn pair(&self, record: &Record) -> Result<Option<KeyPair>, Problem> {
+        let imported = record.pair.as_ref().map(|pair| keys::parse(pair.reveal())).transpose()?;
+        let made_here = record.seed.as_ref().map(|seed| self.keys.core(seed));
+        Ok(imported.map(|seed| KeyPair::from_seed(&seed)).or(made_here))
+    }
+
+    pub fn enter(&self, name: Name, record: Record) -> Result<Shared, Problem> {
         let missing = Missing::default();
         let encryption = record.encryption_key()?;
         let sealed = |open: Open| encryption.map_or(open.clone(), |key| open.encrypted(key));
-        let (main, contents) = match &record.seed {
+        let (main, contents) = match self.pair(&record)? {
             None => (self.core(sealed(Open::key(keys::parse(&record.key)?)), &missing, false)?, None),
-            Some(seed) => {
-                let pair = self.keys.core(seed);
+            Some(pair) => {
                 let main = self.core(sealed(Open::pair(pair.clone())), &missing, true)?;
                 let contents = (record.kind == DataKind::Drive).then(|| {
                     let manifest = Manifest::single(pair.public_key());
@@ -181,6 +201,10 @@ impl TenantData {
 
     /// Makes something new, or begins to seed.
     pub fn add(&self, add: DataAdd) -> Result<Shared, Problem> {
+        if self.importing.load(Ordering::SeqCst) {
+            let mend = "wait until it is done, then try again";
+            return Err(Problem::new(Kind::Refused, "an import into this tenant is under way", mend));
+        }
         if self.lock().contains_key(&add.name) {
             let what = format!("there is a {} named {} already", word(self.item(&add.name)?.kind), add.name);
             return Err(Problem::new(Kind::Taken, what, "choose another name"));
@@ -203,7 +227,7 @@ impl TenantData {
             }
         };
         let (kind, key, peers) = (add.kind, keys::hex(&key), Vec::new());
-        let record = Record { kind, key, seed, encryption_key, peers };
+        let record = Record { kind, key, seed, pair: None, encryption_key, peers };
         catalog::put(&self.store, &add.name, Some(&record))?;
         self.enter(add.name, record)
     }
@@ -211,6 +235,7 @@ impl TenantData {
     pub fn remove(&self, name: &Name) -> Result<(), Problem> {
         let item = self.item(name)?;
         catalog::put(&self.store, name, None)?;
+        cursors::forget(&self.store, name)?;
         self.lock().remove(name);
         for core in item.cores() {
             self.hub.with(|replication, cores| {

@@ -1,8 +1,13 @@
 //! `/v1/tenants/{tenant}/data`: what every kind of data has in common.
 
+mod carried;
 mod cores;
+mod cursors;
 mod entries;
 mod files;
+mod uploads;
+
+pub use entries::bytes as entry_key;
 
 use super::{
     Daemon,
@@ -23,7 +28,9 @@ pub fn routes() -> OpenApiRouter<Daemon> {
         .routes(routes!(share))
         .routes(routes!(verify))
         .routes(routes!(peers, peer_add))
+        .merge(carried::routes())
         .merge(cores::routes())
+        .merge(cursors::routes())
         .merge(entries::routes())
         .merge(files::routes())
 }
@@ -73,9 +80,10 @@ async fn quota(
 )]
 async fn compact(
     State(daemon): State<Daemon>,
+    Actor(actor): Actor,
     Params(tenant): Params<Name>,
 ) -> Answer<Json<api::DataCompacted>> {
-    Ok(Json(daemon.data_compact(&tenant).await?))
+    Ok(Json(daemon.data_compact(&actor, &tenant).await?))
 }
 
 /// One core, bee, drive or trie.
@@ -112,9 +120,10 @@ async fn remove(
 )]
 async fn share(
     State(daemon): State<Daemon>,
+    Actor(actor): Actor,
     Params((tenant, name)): Params<(Name, Name)>,
 ) -> Answer<Json<api::DataShare>> {
-    Ok(Json(daemon.data_share(&tenant, &name).await?))
+    Ok(Json(daemon.data_share(&actor, &tenant, &name).await?))
 }
 
 /// Read every block and compare it with the signed tree. What is damaged is asked for again from peers.

@@ -28,8 +28,17 @@ pub trait DataBackend: Send + Sync {
     /// With all that only it needs: its space is given back.
     async fn data_remove(&self, actor: &str, tenant: &Name, name: &Name) -> Result<(), Problem>;
     async fn data_quota(&self, actor: &str, tenant: &Name, quota: api::DataQuota) -> Result<(), Problem>;
-    async fn data_compact(&self, tenant: &Name) -> Result<api::DataCompacted, Problem>;
-    async fn data_share(&self, tenant: &Name, name: &Name) -> Result<api::DataShare, Problem>;
+    async fn data_compact(&self, actor: &str, tenant: &Name) -> Result<api::DataCompacted, Problem>;
+    async fn data_share(&self, actor: &str, tenant: &Name, name: &Name) -> Result<api::DataShare, Problem>;
+    /// Everything, with the keys to go on with it elsewhere, as `api::ExportFrame`s.
+    async fn data_export(&self, actor: &str, tenant: &Name) -> Result<Pieces, Problem>;
+    /// All of an export, or nothing.
+    async fn data_import(
+        &self,
+        actor: &str,
+        tenant: &Name,
+        content: Pieces,
+    ) -> Result<api::DataImported, Problem>;
     async fn data_verify(&self, tenant: &Name, name: &Name) -> Result<api::DataVerified, Problem>;
     async fn data_peers(&self, tenant: &Name, name: &Name) -> Result<api::DataPeerList, Problem>;
     /// Connects, and stays connected, also after a restart.
@@ -58,10 +67,21 @@ pub trait DataBackend: Send + Sync {
     ) -> Result<Pieces, Problem>;
     async fn core_cut(
         &self,
+        actor: &str,
         tenant: &Name,
         name: &Name,
         cut: api::BlockCut,
     ) -> Result<api::DataVersion, Problem>;
+
+    /// Of a core.
+    async fn cursor(&self, tenant: &Name, name: &Name, consumer: &Name) -> Result<api::DataCursor, Problem>;
+    async fn cursor_move(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        consumer: &Name,
+        to: api::DataCursorMove,
+    ) -> Result<api::DataCursor, Problem>;
 
     /// Of a bee or a trie.
     async fn entries(
@@ -124,6 +144,7 @@ pub trait DataBackend: Send + Sync {
     ) -> Result<api::FileList, Problem>;
     async fn file_purge(
         &self,
+        actor: &str,
         tenant: &Name,
         name: &Name,
         purge: api::FilePurge,

@@ -1,7 +1,8 @@
 //! The HTTP API: axum routes over a [`Backend`], described by the OpenAPI document that they are registered with.
 //!
 //! Invariants: a route exists only together with its description; every answer that is not a success is a problem (RFC
-//! 9457); a request body has at most 1 MiB and no unknown fields; a change carries the user id of who asked for it.
+//! 9457); a request body has at most 1 MiB (a block 15 MiB, a file any length) and no
+//! unknown fields; a change carries the user id of who asked for it.
 
 mod apps;
 mod backend;
@@ -21,7 +22,9 @@ pub use backend::Backend;
 pub use caller::Caller;
 pub use cloudpal_api::Check;
 pub use cloudpal_host::image::Credentials;
+pub use data::entry_key;
 pub use data_backend::{Content, DataBackend, Part, Pieces};
+pub use wire::operation as shown_operation;
 
 use axum::{Extension, Router, body::Bytes, extract::DefaultBodyLimit};
 use std::{io, sync::Arc};

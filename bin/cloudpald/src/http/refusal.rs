@@ -1,6 +1,7 @@
 //! A problem as an HTTP answer, and axum's own refusals turned into problems.
 
 use axum::{
+    body::Bytes,
     extract::{
         FromRequest, FromRequestParts, Request,
         rejection::{JsonRejection, PathRejection, QueryRejection},
@@ -8,8 +9,9 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use cloudpal_api::ProblemBody;
+use cloudpal_api::{MAX_BLOCK_BYTES, ProblemBody};
 use cloudpal_model::{Kind, Problem};
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 
 /// The longest request body, bytes.
@@ -81,6 +83,42 @@ fn body_refusal(rejection: &JsonRejection) -> Refusal {
             "send Content-Type: application/json",
         ),
         _ => Refusal::with_status(StatusCode::BAD_REQUEST, what, OPENAPI),
+    }
+}
+
+/// A body that is one block or value: as long as a block may be, which is more than other bodies.
+pub struct Block(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Block {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Refusal> {
+        let mut body = request.into_body().into_data_stream();
+        let (mut block, mut too_long) = (Vec::new(), false);
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(|error| {
+                Refusal::with_status(
+                    StatusCode::BAD_REQUEST,
+                    format!("the body broke off: {error}"),
+                    "send it again",
+                )
+            })?;
+            // A little more is read all the same, so that the answer is heard.
+            match block.len() + piece.len() {
+                length if length > 2 * MAX_BLOCK_BYTES => break,
+                length => too_long = length > MAX_BLOCK_BYTES,
+            }
+            block.extend_from_slice(&piece);
+        }
+        if too_long {
+            let what = format!("the body is longer than {MAX_BLOCK_BYTES} bytes, as long as a block may be");
+            return Err(Refusal::with_status(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                what,
+                "put it into a drive, as a file",
+            ));
+        }
+        Ok(Block(block.into()))
     }
 }
 

@@ -29,10 +29,16 @@ impl DataBackend for Fake {
     async fn data_quota(&self, _: &str, _: &Name, _: api::DataQuota) -> Result<(), Problem> {
         Err(locked())
     }
-    async fn data_compact(&self, _: &Name) -> Result<api::DataCompacted, Problem> {
+    async fn data_compact(&self, _: &str, _: &Name) -> Result<api::DataCompacted, Problem> {
         Err(locked())
     }
-    async fn data_share(&self, _: &Name, _: &Name) -> Result<api::DataShare, Problem> {
+    async fn data_share(&self, _: &str, _: &Name, _: &Name) -> Result<api::DataShare, Problem> {
+        Err(locked())
+    }
+    async fn data_export(&self, _: &str, _: &Name) -> Result<http::Pieces, Problem> {
+        Err(locked())
+    }
+    async fn data_import(&self, _: &str, _: &Name, _: http::Pieces) -> Result<api::DataImported, Problem> {
         Err(locked())
     }
     async fn data_verify(&self, _: &Name, _: &Name) -> Result<api::DataVerified, Problem> {
@@ -58,7 +64,25 @@ impl DataBackend for Fake {
     async fn core_blocks(&self, _: &Name, _: &Name, _: api::BlockQuery) -> Result<http::Pieces, Problem> {
         Err(locked())
     }
-    async fn core_cut(&self, _: &Name, _: &Name, _: api::BlockCut) -> Result<api::DataVersion, Problem> {
+    async fn core_cut(
+        &self,
+        _: &str,
+        _: &Name,
+        _: &Name,
+        _: api::BlockCut,
+    ) -> Result<api::DataVersion, Problem> {
+        Err(locked())
+    }
+    async fn cursor(&self, _: &Name, _: &Name, _: &Name) -> Result<api::DataCursor, Problem> {
+        Err(locked())
+    }
+    async fn cursor_move(
+        &self,
+        _: &Name,
+        _: &Name,
+        _: &Name,
+        _: api::DataCursorMove,
+    ) -> Result<api::DataCursor, Problem> {
         Err(locked())
     }
     async fn entries(&self, _: &Name, _: &Name, _: api::EntryQuery) -> Result<api::EntryList, Problem> {
@@ -124,7 +148,13 @@ impl DataBackend for Fake {
     async fn file_history(&self, _: &Name, _: &Name, _: api::HistoryQuery) -> Result<api::FileList, Problem> {
         Err(locked())
     }
-    async fn file_purge(&self, _: &Name, _: &Name, _: api::FilePurge) -> Result<api::DataCompacted, Problem> {
+    async fn file_purge(
+        &self,
+        _: &str,
+        _: &Name,
+        _: &Name,
+        _: api::FilePurge,
+    ) -> Result<api::DataCompacted, Problem> {
         Err(locked())
     }
 }

@@ -10,7 +10,7 @@ use crate::tree::{Head, Node, Nodes};
 use std::sync::MutexGuard;
 
 /// All that is needed to read a block when the store is no longer held.
-struct Found {
+pub(super) struct Found {
     place: BlockPlace,
     leaf: Node,
     source: crate::store::Source,
@@ -130,7 +130,7 @@ impl Core {
         found.into_iter().zip(indexes).map(read).collect()
     }
 
-    fn find(&self, inner: &mut MutexGuard<'_, Inner>, index: u64) -> Result<Found, DataError> {
+    pub(super) fn find(&self, inner: &mut MutexGuard<'_, Inner>, index: u64) -> Result<Found, DataError> {
         self.within(inner, index)?;
         let (state, floor) = inner.parts(self.id)?;
         if !state.has(floor, index)? {
@@ -192,7 +192,7 @@ impl Core {
     }
 }
 
-fn read_checked(found: &Found) -> Result<Vec<u8>, DataError> {
+pub(super) fn read_checked(found: &Found) -> Result<Vec<u8>, DataError> {
     let Found { place, leaf, source } = found;
     let damaged = |what| DataError::Damaged {
         file: u64::from(place.at.segment),

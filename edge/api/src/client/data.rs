@@ -4,9 +4,9 @@
 
 use super::{CALL_TIMEOUT, Client, broken, collect, limited, not_understood, refusal};
 use crate::{
-    BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataList, DataPeerAdd, DataPeerList, DataQuota,
-    DataShare, DataVerified, DataVersion, EntryList, EntryQuery, FileList, FileListQuery, FilePurge,
-    FileQuery, HistoryQuery,
+    BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataCursor, DataCursorMove, DataImported, DataList,
+    DataPeerAdd, DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, EntryList, EntryQuery,
+    FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery, KeyQuery, MAX_BLOCK_BYTES, VersionQuery,
 };
 use cloudpal_model::{Kind, Name, Problem};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
@@ -24,8 +24,6 @@ use std::{
 const LONG_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// What is sent of a file at once.
 const PIECE_BYTES: usize = 256 << 10;
-/// As in a core.
-const MAX_BLOCK_BYTES: usize = 15 << 20;
 
 /// Where the pieces of a download go.
 pub type Sink<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
@@ -78,6 +76,20 @@ impl Client {
         self.post::<(), _>(&format!("/v1/tenants/{tenant}/data-compact"), None, LONG_TIMEOUT)
     }
 
+    /// Hands the stream of an export to `sink`, as it comes.
+    pub fn data_export(&self, tenant: &Name, sink: &mut Sink<'_>) -> Result<(), Problem> {
+        self.download(&format!("/v1/tenants/{tenant}/data-export"), Some(LONG_TIMEOUT), sink)
+    }
+
+    /// `content` is the stream of an export, `progress` as in [`Client::file_put`].
+    pub fn data_import(
+        &self,
+        tenant: &Name,
+        (content, progress): (&mut (dyn Read + Send), &mut (dyn FnMut(u64) + Send)),
+    ) -> Result<DataImported, Problem> {
+        self.upload(Method::POST, &format!("/v1/tenants/{tenant}/data-import"), content, progress)
+    }
+
     pub fn core_append(&self, tenant: &Name, name: &Name, block: Vec<u8>) -> Result<DataVersion, Problem> {
         self.upload(Method::POST, &at(tenant, name, "/blocks"), &mut block.as_slice(), &mut |_| ())
     }
@@ -115,6 +127,23 @@ impl Client {
         self.post(&at(tenant, name, "/cut"), Some(cut), CALL_TIMEOUT)
     }
 
+    /// Where a consumer is; one that is not known yet is at the first block.
+    pub fn cursor(&self, tenant: &Name, name: &Name, consumer: &Name) -> Result<DataCursor, Problem> {
+        self.get(&at(tenant, name, &format!("/cursors/{consumer}")))
+    }
+
+    pub fn cursor_move(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        consumer: &Name,
+        to: &DataCursorMove,
+    ) -> Result<DataCursor, Problem> {
+        let path = at(tenant, name, &format!("/cursors/{consumer}"));
+        let body = serde_json::to_vec(to).map_err(|error| not_understood(&path, &error))?;
+        self.call(Method::PUT, &path, body.into(), CALL_TIMEOUT)
+    }
+
     pub fn entries(&self, tenant: &Name, name: &Name, query: &EntryQuery) -> Result<EntryList, Problem> {
         self.get(&with_query(at(tenant, name, "/entries"), query)?)
     }
@@ -123,25 +152,33 @@ impl Client {
         &self,
         tenant: &Name,
         name: &Name,
-        key: &str,
+        key: impl AsRef<[u8]>,
         version: Option<u64>,
     ) -> Result<Vec<u8>, Problem> {
-        self.collected(&versioned(at(tenant, name, &format!("/entries/{}", escaped(key, false))), version))
+        let (path, hex) = entry_path(tenant, name, key.as_ref());
+        self.collected(&with_query(path, &VersionQuery { version, hex })?)
     }
 
     pub fn entry_put(
         &self,
         tenant: &Name,
         name: &Name,
-        key: &str,
+        key: impl AsRef<[u8]>,
         value: Vec<u8>,
     ) -> Result<DataVersion, Problem> {
-        let path = at(tenant, name, &format!("/entries/{}", escaped(key, false)));
+        let (path, hex) = entry_path(tenant, name, key.as_ref());
+        let path = with_query(path, &KeyQuery { hex })?;
         self.upload(Method::PUT, &path, &mut value.as_slice(), &mut |_| ())
     }
 
-    pub fn entry_delete(&self, tenant: &Name, name: &Name, key: &str) -> Result<DataVersion, Problem> {
-        self.delete(&at(tenant, name, &format!("/entries/{}", escaped(key, false))))
+    pub fn entry_delete(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        key: impl AsRef<[u8]>,
+    ) -> Result<DataVersion, Problem> {
+        let (path, hex) = entry_path(tenant, name, key.as_ref());
+        self.delete(&with_query(path, &KeyQuery { hex })?)
     }
 
     pub fn entry_history(
@@ -166,8 +203,20 @@ impl Client {
         version: Option<u64>,
         sink: &mut Sink<'_>,
     ) -> Result<(), Problem> {
+        self.file_sized(tenant, name, path, version, (&mut |_| (), sink))
+    }
+
+    /// The same; `size` hears first how many bytes will come, if that is known.
+    pub fn file_sized(
+        &self,
+        tenant: &Name,
+        name: &Name,
+        path: &str,
+        version: Option<u64>,
+        (size, sink): (&mut dyn FnMut(u64), &mut Sink<'_>),
+    ) -> Result<(), Problem> {
         let path = versioned(at(tenant, name, &format!("/files{}", escaped(path, true))), version);
-        self.download(&path, Some(CALL_TIMEOUT), sink)
+        self.download_sized(&path, Some(CALL_TIMEOUT), size, sink)
     }
 
     /// `progress` hears how many bytes have been sent so far.
@@ -216,6 +265,16 @@ impl Client {
 
     /// `patience`: the longest wait for the next piece; `None`: for ever.
     fn download(&self, path: &str, patience: Option<Duration>, sink: &mut Sink<'_>) -> Result<(), Problem> {
+        self.download_sized(path, patience, &mut |_| (), sink)
+    }
+
+    fn download_sized(
+        &self,
+        path: &str,
+        patience: Option<Duration>,
+        size: &mut dyn FnMut(u64),
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Problem> {
         self.runtime.block_on(async {
             let response =
                 limited(CALL_TIMEOUT, path, self.send(Method::GET, path, super::whole(Bytes::new()))).await?;
@@ -223,6 +282,9 @@ impl Client {
                 return Err(limited(CALL_TIMEOUT, path, refusal(response)).await?);
             }
             let mut body = response.into_body();
+            if let Some(bytes) = hyper::body::Body::size_hint(&body).exact() {
+                size(bytes);
+            }
             loop {
                 let frame = match patience {
                     None => body.frame().await,
@@ -298,6 +360,15 @@ impl Client {
 
 fn at(tenant: &Name, name: &Name, rest: &str) -> String {
     format!("/v1/tenants/{tenant}/data/{name}{rest}")
+}
+
+/// A key that is no text is written as hexadecimal digits; the second says that it is.
+fn entry_path(tenant: &Name, name: &Name, key: &[u8]) -> (String, bool) {
+    let (key, hex) = match std::str::from_utf8(key) {
+        Ok(key) => (escaped(key, false), false),
+        Err(_) => (key.iter().map(|byte| format!("{byte:02x}")).collect(), true),
+    };
+    (at(tenant, name, &format!("/entries/{key}")), hex)
 }
 
 fn versioned(path: String, version: Option<u64>) -> String {

@@ -2,8 +2,9 @@
 //!
 //! A [`Hub`] holds the cores of one tenant and their replication behind one lock. Each connection has a reader and a
 //! writer. Invariants: the lock is never held while waiting for a peer; bytes are made only when the last are
-//! written, so a peer that does not read costs at most one buffer; nothing is read while too many events wait to be
-//! looked at; a refused peer's connection is closed, and its reason told.
+//! written, so a peer that does not read costs at most one buffer; what waits for the disk holds up no other task;
+//! nothing is read while too many events wait to be looked at; a refused peer's connection is closed, and its reason
+//! told.
 
 use cloudpal_data::crypto::KeyPair;
 use cloudpal_data::replication::{Event, Options, Refusal, Replicas, Replication};
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{Notify, Semaphore};
 
 const READ_BYTES: usize = 256 << 10;
@@ -173,7 +175,7 @@ impl<C: Replicas + Send + 'static> Hub<C> {
         loop {
             ticks.tick().await;
             let now_ms = self.now_ms();
-            self.with(|replication, _| replication.tick(now_ms));
+            may_wait(|| self.with(|replication, _| replication.tick(now_ms)));
         }
     }
 
@@ -244,20 +246,19 @@ impl<C: Replicas + Send + 'static> Hub<C> {
                 Ok(count) => count,
                 Err(error) => return Ended::Failed(error),
             };
-            let room = {
+            let room = may_wait(|| {
                 let mut inner = self.lock();
                 let now_ms = self.now_ms();
                 let Inner { replication, cores, .. } = &mut *inner;
                 let outcome = replication.receive(connection, &buffer[..count], now_ms, cores);
                 inner.settle(&self.shared.news);
-                match outcome {
-                    Ok(()) => inner.event_bytes < MAX_EVENT_BYTES,
-                    Err(Refusal::NoConnection) => return Ended::ByUs,
-                    Err(refusal) => return refusal.into(),
-                }
-            };
-            if !room {
-                self.wait_for_room().await;
+                outcome.map(|()| inner.event_bytes < MAX_EVENT_BYTES)
+            });
+            match room {
+                Ok(true) => {}
+                Ok(false) => self.wait_for_room().await,
+                Err(Refusal::NoConnection) => return Ended::ByUs,
+                Err(refusal) => return refusal.into(),
             }
         }
     }
@@ -277,17 +278,18 @@ impl<C: Replicas + Send + 'static> Hub<C> {
     async fn write(&self, connection: u64, mut to: impl AsyncWrite + Unpin, wake: &Notify) -> Ended {
         let mut spare = Vec::new();
         loop {
-            let bytes = {
+            let made = may_wait(|| {
                 let mut inner = self.lock();
                 let now_ms = self.now_ms();
                 let Inner { replication, cores, .. } = &mut *inner;
-                let outcome = replication.outgoing(connection, spare, now_ms, cores);
+                let outcome = replication.outgoing(connection, std::mem::take(&mut spare), now_ms, cores);
                 inner.settle(&self.shared.news);
-                match outcome {
-                    Ok(bytes) => bytes,
-                    Err(Refusal::NoConnection) => return Ended::ByUs,
-                    Err(refusal) => return refusal.into(),
-                }
+                outcome
+            });
+            let bytes = match made {
+                Ok(bytes) => bytes,
+                Err(Refusal::NoConnection) => return Ended::ByUs,
+                Err(refusal) => return refusal.into(),
             };
             if bytes.is_empty() {
                 spare = bytes;
@@ -299,6 +301,15 @@ impl<C: Replicas + Send + 'static> Hub<C> {
             }
             spare = bytes;
         }
+    }
+}
+
+/// What may wait for a disk, or for whoever holds the cores meanwhile. The other tasks of this worker go on elsewhere;
+/// a runtime of one thread has nowhere else.
+fn may_wait<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

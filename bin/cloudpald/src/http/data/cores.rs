@@ -2,12 +2,12 @@
 
 use super::super::{
     Daemon,
+    caller::Actor,
     data_backend::Pieces,
-    refusal::{Answer, Body, Params, Query},
+    refusal::{Answer, Block, Body, Params, Query},
 };
 use axum::{
     Json,
-    body::Bytes,
     extract::State,
     http::header,
     response::{IntoResponse, Response},
@@ -50,7 +50,7 @@ async fn list(
 async fn append(
     State(daemon): State<Daemon>,
     Params((tenant, name)): Params<(Name, Name)>,
-    block: Bytes,
+    Block(block): Block,
 ) -> Answer<Json<api::DataVersion>> {
     Ok(Json(daemon.core_append(&tenant, &name, vec![block]).await?))
 }
@@ -77,10 +77,11 @@ async fn one(
 )]
 async fn cut(
     State(daemon): State<Daemon>,
+    Actor(actor): Actor,
     Params((tenant, name)): Params<(Name, Name)>,
     Body(cut): Body<api::BlockCut>,
 ) -> Answer<Json<api::DataVersion>> {
-    Ok(Json(daemon.core_cut(&tenant, &name, cut).await?))
+    Ok(Json(daemon.core_cut(&actor, &tenant, &name, cut).await?))
 }
 
 /// Content that is nobody's page: a browser must not take it for one.

@@ -1,12 +1,12 @@
-//! `…/data/{name}/entries`: a bee or a trie as a key-value store. Keys in a path are percent-encoded bytes.
+//! `…/data/{name}/entries`: a bee or a trie as a key-value store. Keys in a path are percent-encoded text, or with
+//! `hex=true` hexadecimal digits: keys are any bytes.
 
 use super::super::{
     Daemon,
-    refusal::{Answer, Params, Query},
+    refusal::{Answer, Block, Params, Query},
 };
 use axum::{
     Json,
-    body::Bytes,
     extract::State,
     http::header,
     response::{IntoResponse, Response},
@@ -17,6 +17,17 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub fn routes() -> OpenApiRouter<Daemon> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(one, put, delete)).routes(routes!(history))
+}
+
+/// A key as it is kept.
+pub fn bytes(key: &str, hex: bool) -> Result<Vec<u8>, Problem> {
+    if !hex {
+        return Ok(key.as_bytes().to_vec());
+    }
+    crate::data::unhex(key).ok_or_else(|| {
+        let mend = "write two digits, 0 to 9 and a to f, for each byte";
+        Problem::new(Kind::Invalid, format!("{key:?} is not hexadecimal"), mend)
+    })
 }
 
 /// Entries in the order of their keys.
@@ -46,7 +57,7 @@ async fn one(
     Params((tenant, name, key)): Params<(Name, Name, String)>,
     Query(query): Query<api::VersionQuery>,
 ) -> Answer<Response> {
-    let value = daemon.entry(&tenant, &name, key.as_bytes(), query.version).await?;
+    let value = daemon.entry(&tenant, &name, &bytes(&key, query.hex)?, query.version).await?;
     let value = value.ok_or_else(|| {
         let mend = "`cloudpal bee ls` and `cloudpal trie ls` show the keys that exist";
         Problem::new(Kind::NotFound, format!("{name} has no key {key:?}"), mend)
@@ -57,29 +68,31 @@ async fn one(
 /// Set a key to the body.
 #[utoipa::path(
     put, path = "/v1/tenants/{tenant}/data/{name}/entries/{key}", tag = "data",
-    params(("tenant" = String, Path), ("name" = String, Path), ("key" = String, Path)),
+    params(("tenant" = String, Path), ("name" = String, Path), ("key" = String, Path), api::KeyQuery),
     request_body(content = String, content_type = "application/octet-stream"),
     responses((status = 200, body = api::DataVersion))
 )]
 async fn put(
     State(daemon): State<Daemon>,
     Params((tenant, name, key)): Params<(Name, Name, String)>,
-    value: Bytes,
+    Query(query): Query<api::KeyQuery>,
+    Block(value): Block,
 ) -> Answer<Json<api::DataVersion>> {
-    Ok(Json(daemon.entry_put(&tenant, &name, key.as_bytes(), value).await?))
+    Ok(Json(daemon.entry_put(&tenant, &name, &bytes(&key, query.hex)?, value).await?))
 }
 
 /// Delete a key. That it was not there is no error.
 #[utoipa::path(
     delete, path = "/v1/tenants/{tenant}/data/{name}/entries/{key}", tag = "data",
-    params(("tenant" = String, Path), ("name" = String, Path), ("key" = String, Path)),
+    params(("tenant" = String, Path), ("name" = String, Path), ("key" = String, Path), api::KeyQuery),
     responses((status = 200, body = api::DataVersion))
 )]
 async fn delete(
     State(daemon): State<Daemon>,
     Params((tenant, name, key)): Params<(Name, Name, String)>,
+    Query(query): Query<api::KeyQuery>,
 ) -> Answer<Json<api::DataVersion>> {
-    Ok(Json(daemon.entry_delete(&tenant, &name, key.as_bytes()).await?))
+    Ok(Json(daemon.entry_delete(&tenant, &name, &bytes(&key, query.hex)?).await?))
 }
 
 /// Every write, newest first; or, with `since`, what changed, each key once.

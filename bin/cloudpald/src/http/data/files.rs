@@ -3,10 +3,12 @@
 use super::{
     super::{
         Daemon,
-        data_backend::{Part, Pieces},
+        caller::Actor,
+        data_backend::Part,
         refusal::{Answer, Body, Params, Query},
     },
     cores::raw,
+    uploads::Upload,
 };
 use axum::{
     Json,
@@ -16,7 +18,6 @@ use axum::{
 };
 use cloudpal_api as api;
 use cloudpal_model::{Kind, Name, Problem};
-use futures_util::StreamExt;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub fn routes() -> OpenApiRouter<Daemon> {
@@ -116,13 +117,9 @@ async fn put(
     Query(query): Query<api::FileQuery>,
     body: axum::body::Body,
 ) -> Answer<Json<api::DataVersion>> {
-    let content: Pieces = Box::pin(body.into_data_stream().map(|piece| {
-        piece.map_err(|error| {
-            let what = format!("the content broke off: {error}");
-            Problem::new(Kind::Invalid, what, "send it again; nothing was changed")
-        })
-    }));
-    Ok(Json(daemon.file_put(&tenant, &name, &format!("/{path}"), query, content).await?))
+    let upload = Upload::new(body);
+    let outcome = daemon.file_put(&tenant, &name, &format!("/{path}"), query, upload.pieces()).await;
+    Ok(Json(upload.told(outcome).await?))
 }
 
 /// Remove a file. Earlier versions of the drive still have it.
@@ -160,8 +157,9 @@ async fn history(
 )]
 async fn purge(
     State(daemon): State<Daemon>,
+    Actor(actor): Actor,
     Params((tenant, name)): Params<(Name, Name)>,
     Body(purge): Body<api::FilePurge>,
 ) -> Answer<Json<api::DataCompacted>> {
-    Ok(Json(daemon.file_purge(&tenant, &name, purge).await?))
+    Ok(Json(daemon.file_purge(&actor, &tenant, &name, purge).await?))
 }
