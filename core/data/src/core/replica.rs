@@ -56,6 +56,10 @@ impl Replica for Core {
         Core::prove(self, request)
     }
 
+    fn prove_all(&self, requests: &[Request]) -> Vec<Result<Proof, DataError>> {
+        Core::prove_all(self, requests)
+    }
+
     fn accept(&mut self, proof: &Proof, manifest: Option<&Manifest>) -> Result<(), DataError> {
         Core::accept(self, proof, manifest).map(drop)
     }

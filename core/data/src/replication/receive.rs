@@ -5,8 +5,8 @@ use super::peer::{Asked, Peer, ToAnswer};
 use super::{Event, Refusal, Replica, Replicas, Replication};
 use crate::error::DataError;
 use crate::mux::{self, Arrived, Frame};
-use crate::proof::{Data, Request};
-use crate::wire::{Message, PROTOCOL, Sync};
+use crate::proof::{self, Data, Request};
+use crate::wire::{DATA, Message, PROTOCOL, Sync};
 
 /// The JavaScript stack asks for at most 512 at once.
 const MAX_TO_ANSWER: usize = 4096;
@@ -20,6 +20,8 @@ const MAX_WORDS: usize = 1 << 16;
 /// Of answers that are made at once: refusals of channels.
 const MAX_OUTBOX: usize = 1 << 20;
 const MAX_EXTENSION_NAME: usize = 256;
+/// The hashes of so many blocks are calculated together.
+const MAX_TOGETHER: usize = 16;
 
 impl Replication {
     pub(super) fn read_all<C: Replicas>(
@@ -38,15 +40,40 @@ impl Replication {
             self.events.push_back(Event::Connected { connection: id, remote: session.remote });
             self.greet(id, lines);
         }
+        let mut blocks = Vec::new();
         while let Some(message) = stream.next()? {
             for frame in mux::decode(message)? {
-                if let Some(arrived) = lines.channels.arrived(frame)? {
-                    self.arrived(id, lines, arrived, now_ms, replicas)?;
+                let Some(arrived) = lines.channels.arrived(frame)? else { continue };
+                match block(lines, &arrived)? {
+                    Some(block) => blocks.push(block),
+                    None => {
+                        self.blocks(id, &mut blocks, now_ms, replicas)?;
+                        self.arrived(id, lines, arrived, now_ms, replicas)?;
+                    }
+                }
+                if blocks.len() == MAX_TOGETHER {
+                    self.blocks(id, &mut blocks, now_ms, replicas)?;
                 }
             }
             if lines.outbox.len() > MAX_OUTBOX {
                 return Err(Refusal::Flood("it opens channels and does not read our answers"));
             }
+        }
+        self.blocks(id, &mut blocks, now_ms, replicas)
+    }
+
+    /// Takes the blocks that have come one after the other; their hashes are calculated together.
+    fn blocks<C: Replicas>(
+        &mut self,
+        id: u64,
+        blocks: &mut Vec<(u64, Data)>,
+        now_ms: u64,
+        replicas: &mut C,
+    ) -> Result<(), Refusal> {
+        proof::hash_leaves(blocks.iter_mut().map(|(_, data)| &mut data.proof));
+        for (core, data) in blocks.drain(..) {
+            let Some(replica) = replicas.replica(core) else { continue };
+            self.data(id, core, data, now_ms, replica)?;
         }
         Ok(())
     }
@@ -315,6 +342,14 @@ impl Replication {
             });
         }
     }
+}
+
+/// A block that has come, with what proves it in a tree that is known, and its core.
+fn block(lines: &Lines, arrived: &Arrived<'_>) -> Result<Option<(u64, Data)>, DataError> {
+    let Arrived::Message { local, kind: DATA, body } = arrived else { return Ok(None) };
+    let Some(core) = lines.cores.get(local) else { return Ok(None) };
+    let data = Data::decode(body)?;
+    Ok((data.proof.block.is_some() && data.proof.upgrade.is_none()).then_some((*core, data)))
 }
 
 /// An answer holds nothing that was not asked for.

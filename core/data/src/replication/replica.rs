@@ -69,6 +69,11 @@ pub trait Replica {
     /// Answers a request from what is here.
     fn prove(&self, request: &Request) -> Result<Proof, DataError>;
 
+    /// Answers several requests at once.
+    fn prove_all(&self, requests: &[Request]) -> Vec<Result<Proof, DataError>> {
+        requests.iter().map(|request| self.prove(request)).collect()
+    }
+
     /// Checks a proof, and keeps what it proves. Nothing is kept if it fails.
     fn accept(&mut self, proof: &Proof, manifest: Option<&Manifest>) -> Result<(), DataError>;
 
