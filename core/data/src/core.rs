@@ -10,6 +10,7 @@
 //! A [`Core`] is a session: clones share the core, and may be used from several threads.
 
 mod accept;
+mod frozen;
 mod open;
 mod read;
 mod repair;
@@ -18,6 +19,7 @@ mod sign;
 mod write;
 
 pub use crate::store::state::SignedHead;
+pub use frozen::Frozen;
 pub use open::Open;
 pub use repair::Damage;
 

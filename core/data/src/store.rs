@@ -113,6 +113,8 @@ pub(crate) struct Inner {
     pub safe: HashMap<u32, Head>,
     /// Where cores were cut since the store was opened: fork and length.
     pub cuts: HashMap<u32, Vec<(u64, u64)>>,
+    /// Cores that were opened by who may write them.
+    pub written: BTreeSet<u32>,
     syncing: bool,
     pub poisoned: bool,
     since_checkpoint: u64,
@@ -362,6 +364,7 @@ impl Inner {
         self.dirty.remove(&id);
         self.touched.remove(&id);
         self.safe.remove(&id);
+        self.written.remove(&id);
         if let Some(entry) = self.cores.remove(&id) {
             self.by_key.remove(&entry.key);
             self.by_discovery.remove(&crypto::discovery_key(&entry.key));

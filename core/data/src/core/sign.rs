@@ -1,6 +1,6 @@
 //! Signing what is on the disk: by the one signer of a core, or by several who agree.
 
-use super::Core;
+use super::{Core, frozen};
 use crate::error::DataError;
 use crate::store::Inner;
 use crate::store::record::{self, At, Change};
@@ -33,7 +33,7 @@ impl Core {
         let Some(head) = self.safe_head(&mut inner)? else { return Ok(()) };
         let Some(pair) = &self.pair else { return Ok(()) };
         let (state, _) = inner.parts(self.id)?;
-        if !state.is_sole_writer(pair) {
+        if !state.is_sole_writer(pair) || frozen::frozen(state).is_some() {
             return Ok(());
         }
         let Some(verifier) = &state.verifier else { return Ok(()) };

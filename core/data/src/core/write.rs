@@ -1,5 +1,6 @@
 //! What a writer does: append, truncate, clear.
 
+use super::frozen::{self, MARK};
 use super::{Core, Durability, MAX_BLOCK};
 use crate::error::DataError;
 use crate::store::Inner;
@@ -102,6 +103,9 @@ impl Core {
         value: Option<&[u8]>,
         durability: Durability,
     ) -> Result<(), DataError> {
+        if key == MARK {
+            return Err(DataError::BadRequest("a name that the engine uses itself"));
+        }
         let mut inner = self.store.lock();
         inner.relieve()?;
         inner.load(self.id)?;
@@ -119,7 +123,7 @@ impl Core {
     pub(super) fn writable(&self, inner: &mut Inner) -> Result<(), DataError> {
         match self.pair {
             _ if inner.poisoned => Err(DataError::Poisoned),
-            Some(_) => Ok(()),
+            Some(_) => frozen::refuse_frozen(inner.parts(self.id)?.0),
             None => Err(DataError::NotWritable),
         }
     }

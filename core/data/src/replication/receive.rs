@@ -1,11 +1,12 @@
 //! What comes: frames become messages, messages change what is known of the peer, data is proved and kept.
 
+use super::ask::COMPARE;
 use super::connection::{Connection, Lines};
 use super::peer::{Asked, Peer, ToAnswer};
 use super::{Event, Refusal, Replica, Replicas, Replication};
 use crate::error::DataError;
 use crate::mux::{self, Arrived, Frame};
-use crate::proof::{self, Data, Request};
+use crate::proof::{self, Data, Request, UpgradeWanted};
 use crate::wire::{DATA, Message, PROTOCOL, Sync};
 
 /// The JavaScript stack asks for at most 512 at once.
@@ -20,6 +21,8 @@ const MAX_WORDS: usize = 1 << 16;
 /// Of answers that are made at once: refusals of channels.
 const MAX_OUTBOX: usize = 1 << 20;
 const MAX_EXTENSION_NAME: usize = 256;
+/// Each costs the check of a signature.
+const MAX_COMPARISONS: u32 = 64;
 /// The hashes of so many blocks are calculated together.
 const MAX_TOGETHER: usize = 16;
 
@@ -183,6 +186,10 @@ impl Replication {
     ) -> Result<(), Refusal> {
         let Some(replica) = replicas.replica(core) else { return Ok(()) };
         if let Message::Data(data) = message {
+            if data.request == COMPARE {
+                lines.to_answer.insert(core);
+                return self.compare(id, core, &data, replica);
+            }
             return self.data(id, core, *data, now_ms, replica);
         }
         let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
@@ -289,6 +296,60 @@ impl Replication {
                 if after != shown {
                     self.events.push_back(Event::Grown { core, fork: after.fork, length: after.length });
                 }
+                if data.proof.upgrade.is_some()
+                    && let Some(error) = replica.frozen()
+                {
+                    self.events.push_back(Event::Frozen { core, error });
+                }
+                Ok(())
+            }
+            Err(
+                error @ (DataError::Storage(_)
+                | DataError::Poisoned
+                | DataError::Damaged { .. }
+                | DataError::Conflict { .. }),
+            ) => {
+                self.failed(core, error);
+                Ok(())
+            }
+            Err(error) => {
+                // Lies, or another history: the other peers, and this one when it comes again, are asked for theirs.
+                state.doubted = true;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A peer's tree from its beginning, asked for or not: it is compared with ours.
+    fn compare<R: Replica>(
+        &mut self,
+        id: u64,
+        core: u64,
+        data: &Data,
+        replica: &mut R,
+    ) -> Result<(), Refusal> {
+        let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+        let Some(peer) = state.peers.get_mut(&id) else { return Ok(()) };
+        let from_start = data.proof.upgrade.as_ref().is_some_and(|upgrade| upgrade.start == 0);
+        if !from_start || state.paused || data.proof.fork != replica.shown().fork {
+            return Ok(());
+        }
+        peer.comparisons += 1;
+        if peer.comparisons > MAX_COMPARISONS {
+            return Err(Refusal::Flood("it proves its history over and over"));
+        }
+        match replica.check_conflict(&data.proof) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                state.paused = true;
+                // So that it learns of it, too.
+                let length = data.proof.upgrade.as_ref().map_or(0, |upgrade| upgrade.length);
+                let upgrade = Some(UpgradeWanted { start: 0, length: length.min(replica.shown().length) });
+                let wanted = Request { upgrade, ..Request::default() };
+                let fork = data.proof.fork;
+                peer.to_answer.push_back(ToAnswer { id: COMPARE, fork, wanted, manifest: false });
+                let error = replica.frozen().unwrap_or(DataError::BadSignature);
+                self.events.push_back(Event::Frozen { core, error });
                 Ok(())
             }
             Err(error @ (DataError::Storage(_) | DataError::Poisoned | DataError::Damaged { .. })) => {

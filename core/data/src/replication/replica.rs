@@ -77,6 +77,26 @@ pub trait Replica {
     /// Checks a proof, and keeps what it proves. Nothing is kept if it fails.
     fn accept(&mut self, proof: &Proof, manifest: Option<&Manifest>) -> Result<(), DataError>;
 
+    /// It is written here, so that nobody else can have more of it.
+    fn is_written_here(&self) -> bool {
+        false
+    }
+
+    /// A longer tree can be taken: nothing was appended here that was never signed.
+    fn may_grow(&self) -> bool {
+        true
+    }
+
+    /// Nothing more is written to it, or taken of it.
+    fn frozen(&self) -> Option<DataError> {
+        None
+    }
+
+    /// Compares our tree with a peer's, proved from its beginning: are they signed, and of two histories?
+    fn check_conflict(&mut self, _proof: &Proof) -> Result<bool, DataError> {
+        Ok(false)
+    }
+
     /// Checks the roots and the signature of another fork, an upgrade from nothing. Keeps nothing but the
     /// manifest.
     fn check_fork(

@@ -81,10 +81,13 @@ impl Replication {
 /// Answers the next few requests together: their blocks are checked at once.
 fn answers<R: Replica>(peer: &mut Peer, replica: &R) -> Vec<Message> {
     let shown = replica.shown();
-    let average = shown.byte_length.checked_div(shown.length).unwrap_or(0);
-    let many = usize::try_from(TOGETHER / average.max(1)).unwrap_or(MAX_TOGETHER).clamp(1, MAX_TOGETHER);
-    let many = many.min(peer.to_answer.len());
-    let requests: Vec<ToAnswer> = peer.to_answer.drain(..many).collect();
+    let (mut requests, mut bytes) = (Vec::new(), 0);
+    while bytes < TOGETHER && requests.len() < MAX_TOGETHER {
+        let Some(request) = peer.to_answer.pop_front() else { break };
+        let leaf = request.wanted.block.and_then(|block| replica.node(block.index.checked_mul(2)?));
+        bytes += leaf.map_or(0, |leaf| leaf.size);
+        requests.push(request);
+    }
     let here = |request: &ToAnswer| {
         let absent = request.wanted.block.is_some_and(|block| !replica.has(block.index));
         request.fork == shown.fork && !absent && request.wanted != Request::default()

@@ -78,6 +78,7 @@ impl Inner {
             touched: BTreeMap::new(),
             safe: HashMap::new(),
             cuts: HashMap::new(),
+            written: BTreeSet::new(),
             syncing: false,
             poisoned: false,
             since_checkpoint: 0,
