@@ -1,5 +1,5 @@
-//! The committed corpus: for each decoder of bytes from outside, inputs that were worth keeping. Each is taken as it is,
-//! cut off everywhere, and with each of its bytes changed. None may panic, hang, or be more work than it has bytes.
+//! The committed corpus: for each decoder of bytes from outside, inputs that were worth keeping. Each is taken as it
+//! is, cut off everywhere, and with each of its bytes changed. None may panic, hang, or be more work than it has bytes.
 //! (Proofs, manifests and signatures: `hostile.rs`.)
 
 mod feed_kit;

@@ -1,5 +1,5 @@
-//! A program that writes a store is killed at any moment: what it was told is on the disk is there, nothing half-written
-//! is seen, and what its peers have of it goes on without a second history.
+//! A program that writes a store is killed at any moment: what it was told is on the disk is there, nothing
+//! half-written is seen, and what its peers have of it goes on without a second history.
 
 use cloudpal_data::core::{Core, Durability, Open};
 use cloudpal_data::crypto::KeyPair;
@@ -38,12 +38,9 @@ fn block(index: u64) -> Vec<u8> {
     (0..size as u64).map(|at| (index * 31 + at) as u8).collect()
 }
 
-/// What the other test runs and kills.
-#[test]
-#[ignore = "writes for ever; the other test runs it"]
-fn writes_until_it_is_killed() {
-    let dir = std::env::var(DIR).unwrap();
-    let (store, core) = open(Path::new(&dir), 1);
+/// What is killed.
+fn write_for_ever(dir: &Path) -> ! {
+    let (store, core) = open(dir, 1);
     let mut out = std::io::stdout().lock();
     loop {
         let length = core.info().unwrap().length;
@@ -69,7 +66,7 @@ fn writes_until_it_is_killed() {
 /// Lets it write for a while, kills it, and answers what it has acknowledged.
 fn killed_after(dir: &Path, time: Duration) -> u64 {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "writes_until_it_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "killed_at_any_moment_it_keeps_what_it_has_acknowledged", "--nocapture"])
         .env(DIR, dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -104,6 +101,10 @@ fn core_manifest() -> cloudpal_data::manifest::Manifest {
 
 #[test]
 fn killed_at_any_moment_it_keeps_what_it_has_acknowledged() {
+    // The test itself is the program that it runs and kills.
+    if let Ok(dir) = std::env::var(DIR) {
+        write_for_ever(Path::new(&dir));
+    }
     let dir = tempfile::tempdir().unwrap();
     let peers =
         Store::open(Arc::new(MemoryDisk::default()), RootKey([5; 32]), [6; 32], Options::default()).unwrap();

@@ -43,9 +43,7 @@ impl Core {
     fn append_raw(&self, inner: &mut Inner, blocks: &[&[u8]]) -> Result<(), DataError> {
         let (state, _) = inner.parts(self.id)?;
         let (mut head, mut made) = (state.head.clone(), Vec::with_capacity(blocks.len() * 2));
-        for block in blocks {
-            head.append(block, &mut made)?;
-        }
+        head.append_all(blocks, &mut made)?;
         let (body, skip) = record::append(self.id, head.fork, state.head.length, blocks);
         let at = inner.write(body)?;
         let blocks = Blocks { sizes: blocks.iter().map(|block| block.len() as u64).collect(), at: skip };

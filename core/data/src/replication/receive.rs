@@ -3,7 +3,7 @@
 use super::ask::COMPARE;
 use super::connection::{Connection, Lines};
 use super::peer::{Asked, Peer, ToAnswer};
-use super::{Event, Refusal, Replica, Replicas, Replication};
+use super::{Event, Refusal, Replica, Replicas, Replication, Shown};
 use crate::error::DataError;
 use crate::mux::{self, Arrived, Frame};
 use crate::proof::{self, Data, Request, UpgradeWanted};
@@ -290,15 +290,25 @@ impl Replication {
             }
         }
         state.release(id, data.request, &asked);
+        self.taken(core, accepted, data.proof.upgrade.is_some(), shown, replica)
+    }
+
+    /// What comes of an answer that was taken, or was not.
+    fn taken<R: Replica>(
+        &mut self,
+        core: u64,
+        accepted: Result<(), DataError>,
+        upgraded: bool,
+        before: Shown,
+        replica: &R,
+    ) -> Result<(), Refusal> {
         match accepted {
             Ok(()) => {
                 let after = replica.shown();
-                if after != shown {
+                if after != before {
                     self.events.push_back(Event::Grown { core, fork: after.fork, length: after.length });
                 }
-                if data.proof.upgrade.is_some()
-                    && let Some(error) = replica.frozen()
-                {
+                if upgraded && let Some(error) = replica.frozen() {
                     self.events.push_back(Event::Frozen { core, error });
                 }
                 Ok(())
@@ -314,7 +324,9 @@ impl Replication {
             }
             Err(error) => {
                 // Lies, or another history: the other peers, and this one when it comes again, are asked for theirs.
-                state.doubted = true;
+                if let Some(state) = self.cores.get_mut(&core) {
+                    state.doubted = true;
+                }
                 Err(error.into())
             }
         }
