@@ -11,6 +11,7 @@
 
 mod accept;
 mod archive;
+mod frozen;
 mod open;
 mod read;
 mod repair;
@@ -20,6 +21,7 @@ mod write;
 
 pub use crate::store::state::SignedHead;
 pub use archive::Pack;
+pub use frozen::Frozen;
 pub use open::Open;
 pub use repair::Damage;
 

@@ -3,7 +3,7 @@
 //! Sources: `hypercore-crypto` 3.7.0 and `hypercore/lib/caps.js` 11.37.1. Leaf, parent and root hashes begin
 //! with a byte of their own, so that none can pass for another.
 
-use blake2b_simd::Params;
+use blake2b_simd::{Params, State};
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use std::{fmt, sync::LazyLock};
@@ -57,13 +57,29 @@ fn finished(params: &Params, parts: &[&[u8]]) -> Hash {
     for part in parts {
         state.update(part);
     }
-    let mut hash = [0; 32];
-    hash.copy_from_slice(&state.finalize().as_bytes()[..32]);
-    hash
+    finalized(&state)
 }
 
 pub fn leaf_hash(block: &[u8]) -> Hash {
     hash(&[&[0], &(block.len() as u64).to_le_bytes(), block])
+}
+
+/// The same of several blocks at once, which is several times as fast where they are large.
+pub fn leaf_hashes(blocks: &[&[u8]]) -> Vec<Hash> {
+    let begun = |block: &&[u8]| {
+        let mut state = Params::new().hash_length(32).to_state();
+        state.update(&[0]).update(&(block.len() as u64).to_le_bytes());
+        state
+    };
+    let mut states: Vec<State> = blocks.iter().map(begun).collect();
+    blake2b_simd::many::update_many(states.iter_mut().zip(blocks));
+    states.iter().map(finalized).collect()
+}
+
+fn finalized(state: &State) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&state.finalize().as_bytes()[..32]);
+    hash
 }
 
 /// `size` is the sum of both sizes.

@@ -48,6 +48,13 @@ pub enum DataError {
     NoSuchCore,
     #[error("the core was cut below block {index} since this snapshot was taken")]
     SnapshotLost { index: u64 },
+    /// The store is older than what its key has signed: a backup was restored.
+    #[error(
+        "the key of this core has signed {length} blocks, and only {here} of them were here: the store is an old copy"
+    )]
+    Behind { length: u64, here: u64 },
+    #[error("two histories of this core are signed: another one of {length} blocks, fork {fork}")]
+    Conflict { fork: u64, length: u64 },
     /// An earlier write failed half-way, so that what is on the disk is unknown.
     #[error("an earlier write failed, so the core takes no more until it is opened anew")]
     Poisoned,
@@ -72,6 +79,13 @@ impl From<DataError> for Problem {
             DataError::WrongKey => (Kind::Refused, "unlock it with the tenant's own key"),
             DataError::NoSuchCore => (Kind::NotFound, "list the cores to see which there are"),
             DataError::SnapshotLost { .. } => (Kind::Invalid, "take a new snapshot"),
+            DataError::Behind { .. } => (
+                Kind::Refused,
+                "download the core from its peers and let it catch up; then it can be written again",
+            ),
+            DataError::Conflict { .. } => {
+                (Kind::Refused, "keep what can be read, begin a new core, and write on one host only")
+            }
             DataError::Poisoned => (Kind::Unavailable, "find out why the write failed, then open it anew"),
             DataError::Storage(StorageError::Full) => {
                 (Kind::DiskFull, "free some space on that disk, then try again; reads go on meanwhile")

@@ -12,6 +12,7 @@ pub(crate) use check::grow_by_patch;
 pub use check::{Checked, check};
 pub use make::make;
 
+use crate::crypto::{self, Hash};
 use crate::encoding::{Reader, Writer};
 use crate::error::DataError;
 use crate::manifest::Manifest;
@@ -54,6 +55,32 @@ pub struct BlockProof {
     pub index: u64,
     pub value: Vec<u8>,
     pub nodes: Vec<Node>,
+    /// The hash of the value as a leaf, where it was calculated here already.
+    leaf: Option<Hash>,
+}
+
+impl BlockProof {
+    pub fn new(index: u64, value: Vec<u8>, nodes: Vec<Node>) -> Self {
+        BlockProof { index, value, nodes, leaf: None }
+    }
+
+    /// The node of the block as it was received.
+    pub(crate) fn leaf(&self) -> Node {
+        match self.leaf {
+            Some(hash) => Node { index: self.index * 2, size: self.value.len() as u64, hash },
+            None => Node::leaf(self.index, &self.value),
+        }
+    }
+}
+
+/// Calculates the leaves of several proofs at once.
+pub(crate) fn hash_leaves<'a>(proofs: impl Iterator<Item = &'a mut Proof>) {
+    let mut blocks: Vec<&mut BlockProof> = proofs.filter_map(|proof| proof.block.as_mut()).collect();
+    let values: Vec<&[u8]> = blocks.iter().map(|block| block.value.as_slice()).collect();
+    let hashes = crypto::leaf_hashes(&values);
+    for (block, hash) in blocks.iter_mut().zip(hashes) {
+        block.leaf = Some(hash);
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,8 +175,7 @@ impl Data {
         let mut proof = Proof { fork, ..Proof::default() };
         if has(1) {
             let index = read_index(&mut from)?;
-            proof.block =
-                Some(BlockProof { index, value: from.buffer()?.to_vec(), nodes: read_nodes(&mut from)? });
+            proof.block = Some(BlockProof::new(index, from.buffer()?.to_vec(), read_nodes(&mut from)?));
         }
         if has(2) {
             proof.hash = Some(HashProof { index: read_index(&mut from)?, nodes: read_nodes(&mut from)? });

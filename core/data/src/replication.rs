@@ -105,6 +105,12 @@ pub enum Event {
         name: String,
         message: Vec<u8>,
     },
+    /// Nothing more is written to the core: [`DataError::Behind`], until it has caught up, or
+    /// [`DataError::Conflict`]; then nothing is asked for either.
+    Frozen {
+        core: u64,
+        error: DataError,
+    },
     /// Our own storage failed: the core asks for nothing more until [`Replication::resume`].
     Failed {
         core: u64,

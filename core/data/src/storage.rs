@@ -30,6 +30,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Beyond the end the file grows. On failure any part of the bytes may have been written.
     fn write(&self, file: u64, offset: u64, bytes: &[u8]) -> Result<(), StorageError>;
 
+    /// Cuts the file to its first `length` bytes. After a crash it may be as long as before, until the next sync.
+    fn cut(&self, file: u64, length: u64) -> Result<(), StorageError>;
+
     /// Answers when all that was written to the file is on the disk. After a failure nothing is known of what
     /// was written since the last success.
     fn sync(&self, file: u64) -> Result<(), StorageError>;

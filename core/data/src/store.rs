@@ -35,6 +35,9 @@ use state::CoreState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+/// No more than this waits to be written together with something else.
+const MAX_LATER: usize = 64 << 10;
+
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// A segment is ended at this size.
@@ -110,6 +113,8 @@ pub(crate) struct Inner {
     pub safe: HashMap<u32, Head>,
     /// Where cores were cut since the store was opened: fork and length.
     pub cuts: HashMap<u32, Vec<(u64, u64)>>,
+    /// Cores that were opened by who may write them.
+    pub written: BTreeSet<u32>,
     syncing: bool,
     pub poisoned: bool,
     since_checkpoint: u64,
@@ -137,6 +142,7 @@ impl Store {
                 inner = self.shared.synced.wait(inner).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            inner.floor.log.ready_to_sync()?;
             inner.syncing = true;
             let (disk, end) = (inner.floor.log.disk.clone(), inner.floor.log.end);
             let heads = inner.touched_heads();
@@ -227,6 +233,15 @@ impl Store {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What is lost here can be made again.
+        if !self.poisoned {
+            let _ = self.floor.log.flush();
+        }
+    }
+}
+
 impl Inner {
     pub(crate) fn id_of(&self, key: &Hash) -> Option<u32> {
         self.by_key.get(key).copied()
@@ -245,6 +260,16 @@ impl Inner {
         }
         self.since_checkpoint += body.len() as u64;
         self.floor.log.append(body)
+    }
+
+    /// Writes one record with the next that is written, or synced: for what can be made again.
+    pub(crate) fn write_later(&mut self, body: Vec<u8>) -> Result<(), DataError> {
+        if self.poisoned {
+            return Err(DataError::Poisoned);
+        }
+        self.since_checkpoint += body.len() as u64;
+        self.floor.log.stage(body)?;
+        if self.floor.log.staged_bytes() > MAX_LATER { self.floor.log.flush() } else { Ok(()) }
     }
 
     /// Makes room in memory before a change, if there is too much of what no checkpoint has written.
@@ -339,6 +364,7 @@ impl Inner {
         self.dirty.remove(&id);
         self.touched.remove(&id);
         self.safe.remove(&id);
+        self.written.remove(&id);
         if let Some(entry) = self.cores.remove(&id) {
             self.by_key.remove(&entry.key);
             self.by_discovery.remove(&crypto::discovery_key(&entry.key));

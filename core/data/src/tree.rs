@@ -113,6 +113,19 @@ impl Head {
         self.append_root(node, &mut walk, made)
     }
 
+    /// Appends several blocks, whose hashes are calculated together.
+    pub fn append_all(&mut self, blocks: &[&[u8]], made: &mut Vec<Node>) -> Result<(), DataError> {
+        const TOGETHER: usize = 64;
+        for blocks in blocks.chunks(TOGETHER) {
+            for (block, hash) in blocks.iter().zip(crypto::leaf_hashes(blocks)) {
+                let node = Node { index: self.length * 2, size: block.len() as u64, hash };
+                let mut walk = Walk::new(node.index);
+                self.append_root(node, &mut walk, made)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Appends a full subtree, on whose root `walk` stands, and joins it with those to its left. Leaves
     /// `walk` on the last root.
     pub fn append_root(

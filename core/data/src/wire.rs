@@ -93,6 +93,9 @@ pub enum Message {
     },
 }
 
+/// The number of messages with blocks.
+pub(crate) const DATA: u64 = 3;
+
 impl Message {
     /// The number of its kind in the channel.
     pub fn kind(&self) -> u64 {
@@ -100,7 +103,7 @@ impl Message {
             Message::Sync(_) => 0,
             Message::Request { .. } => 1,
             Message::Cancel { .. } => 2,
-            Message::Data(_) => 3,
+            Message::Data(_) => DATA,
             Message::NoData { .. } => 4,
             Message::Want(_) => 5,
             Message::Unwant(_) => 6,
@@ -188,7 +191,7 @@ impl Message {
             0 => Message::Sync(read_sync(&mut from)?),
             1 => read_request(&mut from)?,
             2 => Message::Cancel { request: from.uint()? },
-            3 => Message::Data(Box::new(Data::decode(bytes)?)),
+            DATA => Message::Data(Box::new(Data::decode(bytes)?)),
             4 => {
                 let request = from.uint()?;
                 let told = !from.is_empty() && from.uint()? & 1 == 1;

@@ -1,9 +1,11 @@
 //! Whatever the blocks of a bee hold, going through it ends, takes bounded work, and never panics.
 
 mod feed_kit;
+mod foreign_kit;
 
 use cloudpal_data::bee::{Bee, KeyRange};
 use feed_kit::{MemoryFeed, Random};
+use foreign_kit::exercise_bee as exercise;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -23,36 +25,6 @@ fn bee_of(ops: u64, batch: u64) -> Vec<Vec<u8>> {
         done += batch;
     }
     bee.into_feed().blocks
-}
-
-/// Does everything there is to do. Nothing may take more steps than the blocks allow.
-fn exercise(blocks: Vec<Vec<u8>>) {
-    let length = blocks.len() as u64;
-    let feed = MemoryFeed::of(blocks);
-    let bee = Bee::new(feed.clone());
-    let _ = bee.header();
-    for range in [KeyRange::all(), KeyRange::all().gt(b"2").lte(b"5"), KeyRange::all().reverse()] {
-        let entries = bee.range(range.clone()).take_while(Result::is_ok).count() as u64;
-        assert!(entries <= length, "{entries} entries in {length} blocks");
-        for since in [1, length / 2, length] {
-            let Ok(diff) = bee.diff(since, range.clone()) else { continue };
-            let changes = diff.take_while(Result::is_ok).count() as u64;
-            assert!(changes <= 2 * length, "{changes} changes in {length} blocks");
-        }
-    }
-    assert!(bee.head().history(0).take_while(Result::is_ok).count() as u64 <= length);
-    let _ = bee.unlinked(length);
-    assert!(bee.feed().reads.get() <= 2 * length + 50, "each block is read once, if it can be read");
-    for key in ["", "1", "17", "42", "59", "6"] {
-        let _ = bee.get(key.as_bytes());
-        let mut bee = Bee::new(feed.clone());
-        let _ = bee.del(key.as_bytes());
-        let mut bee = Bee::new(feed.clone());
-        let mut batch = bee.batch();
-        if batch.put(key.as_bytes(), b"new").is_ok() && batch.del(b"33").is_ok() {
-            let _ = batch.flush();
-        }
-    }
 }
 
 /// A block with these levels of keys and children.

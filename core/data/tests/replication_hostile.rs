@@ -357,7 +357,7 @@ fn any_message() -> impl Strategy<Value = Message> {
             .prop_map(|(start, words)| Message::Bitfield { start, words }),
         (any::<bool>(), n(), n()).prop_map(|(drop, start, length)| Message::Range { drop, start, length }),
         (1..40u64, n(), proptest::collection::vec(any::<u8>(), 0..50)).prop_map(|(request, index, value)| {
-            let block = Some(BlockProof { index, value, nodes: Vec::new() });
+            let block = Some(BlockProof::new(index, value, Vec::new()));
             Message::Data(Box::new(Data {
                 request,
                 proof: Proof { block, ..Proof::default() },

@@ -2,11 +2,13 @@
 //! other reads and goes on from. `golden/trie.js` made `golden/trie.json`.
 
 mod feed_kit;
+mod foreign_kit;
 mod javascript_kit;
 
 use cloudpal_data::DataError;
 use cloudpal_data::trie::{Change, Entry, ListOptions, PutOptions, Trie};
 use feed_kit::{MemoryFeed, Random, assert_digest, hex, hex_list, unhex_list};
+use foreign_kit::exercise_trie as exercise;
 use javascript_kit::Peer;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -219,35 +221,6 @@ fn a_sparse_reader_goes_on_where_it_was() {
         }
     }
     assert_eq!(rows(entries.into_iter()), scenario["list"]);
-}
-
-/// Does everything there is to do.
-fn exercise(blocks: Vec<Vec<u8>>) {
-    let length = blocks.len() as u64;
-    let feed = MemoryFeed::of(blocks);
-    let trie = Trie::new(feed.clone());
-    let _ = trie.header();
-    for options in [
-        ListOptions::default(),
-        ListOptions { reverse: true, ..ListOptions::default() },
-        ListOptions { shallow: true, ..ListOptions::default() },
-    ] {
-        let listed = trie.head().list("", options).unwrap().take_while(Result::is_ok).count() as u64;
-        assert!(listed <= length, "{listed} entries in {length} blocks");
-    }
-    for since in [1, length / 2, length] {
-        let Ok(diff) = trie.diff(since, "") else { continue };
-        let changes = diff.take_while(Result::is_ok).count() as u64;
-        assert!(changes <= 2 * length, "{changes} changes in {length} blocks");
-    }
-    let _ = trie.head().history(0).take_while(Result::is_ok).count();
-    for key in ["", "a", "k1", "d1/k2", "d1", "/k3/"] {
-        let _ = trie.get(key);
-        let mut trie = Trie::new(feed.clone());
-        let _ = trie.put(key, b"new");
-        let mut trie = Trie::new(feed.clone());
-        let _ = trie.del(key);
-    }
 }
 
 proptest! {

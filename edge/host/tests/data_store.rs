@@ -1,7 +1,7 @@
 //! A store on a disk that replicates over TCP with the JavaScript stack: what came is there when the store is opened
 //! again, and goes on from there.
 
-use cloudpal_data::core::{Core, Durability, Open};
+use cloudpal_data::core::{Core, Durability, Frozen, Open};
 use cloudpal_data::crypto::KeyPair;
 use cloudpal_data::replication::{Event, Options, StoredCores};
 use cloudpal_data::store::{self, RootKey, Store};
@@ -125,4 +125,32 @@ async fn javascript_reads_what_we_write_to_disk() {
         let expected: String = block(end - 1, 500).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(got["block"], expected);
     }
+}
+
+/// One key has signed two histories, one here and one with JavaScript: both stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_histories_freeze_the_core_on_both_sides() {
+    let Some(mut peer) = Peer::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let mut cores = open(directory.path(), 1);
+    let number = cores.open(&Open::pair(KeyPair::from_seed(&[1; 32]))).unwrap();
+    let core = cores.core(number).unwrap().clone();
+    for index in 0..5 {
+        core.append(&[&block(index, 100)], Durability::Synced).unwrap();
+    }
+    let told = peer.ask(json!({"do": "open", "core": "a", "seed": 1})).await;
+    assert_eq!(told["key"], core.key().iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    peer.ask(json!({"do": "append", "core": "a", "start": 100, "count": 8, "size": 100})).await;
+    let port = peer.ask(json!({"do": "listen"})).await["port"].as_u64().unwrap() as u16;
+    let hub = hub(cores, number, &core);
+    let dialing = hub.clone();
+    tokio::spawn(async move { dialing.dial(([127, 0, 0, 1], port).into()).await });
+    until(&hub, |event| matches!(event, Event::Frozen { .. })).await;
+    assert!(matches!(core.frozen(), Ok(Some(Frozen::Conflict { .. }))));
+    assert!(core.append(&[b"more"], Durability::Synced).is_err());
+    assert_eq!(core.get(4).unwrap(), block(4, 100));
+    // It prints what it has found, in words, before anything else.
+    let line = tokio::time::timeout(Duration::from_secs(60), peer.lines.next_line()).await;
+    let line = line.unwrap().unwrap().unwrap();
+    assert!(line.contains("conflict detected"), "{line}");
 }

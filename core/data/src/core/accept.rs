@@ -1,5 +1,6 @@
 //! What comes from peers: everything is checked before anything is stored.
 
+use super::frozen::{self, Frozen, NoNodes};
 use super::{Core, Gained};
 use crate::error::DataError;
 use crate::manifest::Manifest;
@@ -8,15 +9,7 @@ use crate::replication::NewFork;
 use crate::signature::Verifier;
 use crate::store::record::{self, Put, Reorg};
 use crate::store::state::CoreState;
-use crate::tree::{Head, Node, Nodes};
-
-struct NoNodes;
-
-impl Nodes for NoNodes {
-    fn node(&self, _index: u64) -> Option<Node> {
-        None
-    }
-}
+use crate::tree::{Head, Node};
 
 /// Who may sign, as far as it can be known from a message.
 fn verifier_with(state: &CoreState, manifest: Option<&Manifest>) -> Result<Verifier, DataError> {
@@ -33,8 +26,18 @@ impl Core {
     pub fn accept(&self, proof: &Proof, manifest: Option<&Manifest>) -> Result<Gained, DataError> {
         let mut inner = self.store.lock();
         inner.relieve()?;
-        let (state, floor) = inner.parts(self.id)?;
+        let (state, _) = inner.parts(self.id)?;
         let verifier = verifier_with(state, manifest)?;
+        if let Some(conflict @ Frozen::Conflict { .. }) = frozen::frozen(state) {
+            return Err(conflict.error(state.head.length));
+        }
+        if proof.upgrade.is_some()
+            && inner.written.contains(&self.id)
+            && !self.note_behind(&mut inner, &verifier, proof)?
+        {
+            return Ok(Gained::default());
+        }
+        let (state, floor) = inner.parts(self.id)?;
         let checked = state.with_nodes(floor, |nodes| proof::check(&state.head, nodes, &verifier, proof))?;
         let new_block = match &proof.block {
             Some(block) if !state.has(floor, block.index)? => Some(block),

@@ -115,6 +115,7 @@ impl Store {
                 return Err(DataError::NotWritable);
             }
         }
+        let is_writer = open.pair.as_ref().is_some_and(|pair| state.is_sole_writer(pair));
         let compat = verifier.is_some_and(Verifier::is_compat);
         let cipher = open.encryption_key.map(|key| Arc::new(BlockCipher::new(&key, &open.key, compat)));
         let discovery_key = crypto::discovery_key(&open.key);
@@ -130,6 +131,9 @@ impl Store {
             seen: None,
         };
         let recover = core.pair.is_some() && unsigned && state.head.length > 0 && !inner.poisoned;
+        if is_writer {
+            inner.written.insert(id);
+        }
         drop(inner);
         if recover {
             core.recover()?;

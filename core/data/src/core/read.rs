@@ -1,6 +1,7 @@
 //! Reading a core: blocks, bits, proofs.
 
 use super::{Core, Info};
+use crate::crypto;
 use crate::encryption::PADDING;
 use crate::error::{DataError, StorageError};
 use crate::proof::{self, Proof, Request};
@@ -120,14 +121,24 @@ impl Core {
         let mut inner = self.store.lock();
         let found: Vec<_> = indexes.iter().map(|index| self.find(&mut inner, *index)).collect();
         drop(inner);
-        let read = |(found, index): (Result<Found, DataError>, &u64)| match read_checked(&found?) {
-            Ok(block) => match &self.cipher {
-                Some(cipher) => cipher.decrypt(*index, &block),
-                None => Ok(block),
-            },
-            Err(_) => self.get(*index),
-        };
-        found.into_iter().zip(indexes).map(read).collect()
+        let read = |found: &Result<Found, DataError>| read_unchecked(found.as_ref().ok()?).ok();
+        let blocks: Vec<Option<Vec<u8>>> = found.iter().map(read).collect();
+        let values: Vec<&[u8]> = blocks.iter().map(|block| block.as_deref().unwrap_or_default()).collect();
+        let hashes = crypto::leaf_hashes(&values);
+        let all = found.into_iter().zip(blocks).zip(hashes).zip(indexes);
+        let mut answers = Vec::with_capacity(indexes.len());
+        for (((found, block), hash), index) in all {
+            answers.push(match (found, block) {
+                (Err(error), _) => Err(error),
+                (Ok(found), Some(block)) if hash == found.leaf.hash => match &self.cipher {
+                    Some(cipher) => cipher.decrypt(*index, &block),
+                    None => Ok(block),
+                },
+                // It may have been moved, or replaced, since we looked.
+                (Ok(_), _) => self.get(*index),
+            });
+        }
+        answers
     }
 
     pub(super) fn find(&self, inner: &mut MutexGuard<'_, Inner>, index: u64) -> Result<Found, DataError> {
@@ -173,41 +184,71 @@ impl Core {
 
     /// Answers a peer from what is signed.
     pub fn prove(&self, request: &Request) -> Result<Proof, DataError> {
+        self.prove_all(std::slice::from_ref(request)).pop().unwrap_or(Err(DataError::BadRequest("none")))
+    }
+
+    /// Answers several requests at once: the store is held once, and the blocks are checked together.
+    pub fn prove_all(&self, requests: &[Request]) -> Vec<Result<Proof, DataError>> {
         let mut inner = self.store.lock();
+        let planned: Vec<_> = requests.iter().map(|request| self.plan(&mut inner, request)).collect();
+        drop(inner);
+        let read = |plan: Result<(Proof, Option<Found>), DataError>| {
+            let (mut proof, found) = plan?;
+            if let (Some(block), Some(found)) = (&mut proof.block, &found) {
+                block.value = read_unchecked(found)?;
+            }
+            Ok((proof, found))
+        };
+        let mut read: Vec<_> = planned.into_iter().map(read).collect();
+        proof::hash_leaves(read.iter_mut().flatten().map(|(proof, _)| proof));
+        let checked = |(proof, found): (Proof, Option<Found>)| match (&proof.block, found) {
+            (Some(block), Some(found)) if block.leaf() != found.leaf => Err(found.damaged(NOT_THE_BLOCK)),
+            _ => Ok(proof),
+        };
+        read.into_iter().map(|each| each.and_then(checked)).collect()
+    }
+
+    /// All of an answer but the block's value, and where that is.
+    fn plan(
+        &self,
+        inner: &mut MutexGuard<'_, Inner>,
+        request: &Request,
+    ) -> Result<(Proof, Option<Found>), DataError> {
         let (state, floor) = inner.parts(self.id)?;
         let signed = state.signed.as_ref().ok_or(DataError::BadRequest("nothing is signed yet"))?;
         let prologue = state.verifier.as_ref().and_then(|verifier| verifier.prologue());
-        let mut proof = state.with_nodes(floor, |nodes| {
+        let proof = state.with_nodes(floor, |nodes| {
             proof::make(&signed.head, nodes, prologue, &signed.signature, request)
         })?;
-        let Some(block) = &mut proof.block else { return Ok(proof) };
-        let (state, floor) = inner.parts(self.id)?;
-        if !state.has(floor, block.index)? {
-            return Err(DataError::NotHere { index: block.index });
-        }
-        let found = self.find(&mut inner, block.index)?;
-        drop(inner);
-        block.value = read_checked(&found)?;
-        Ok(proof)
+        let found = proof.block.as_ref().map(|block| self.find(inner, block.index)).transpose()?;
+        Ok((proof, found))
     }
 }
 
-pub(super) fn read_checked(found: &Found) -> Result<Vec<u8>, DataError> {
-    let Found { place, leaf, source } = found;
-    let damaged = |what| DataError::Damaged {
-        file: u64::from(place.at.segment),
-        offset: u64::from(place.at.offset) + u64::from(place.skip),
-        what,
-    };
-    if leaf.size != u64::from(place.size) {
-        return Err(damaged("a block is not as long as it was"));
+const NOT_THE_BLOCK: &str = "a block is not the one that was appended";
+
+impl Found {
+    fn damaged(&self, what: &'static str) -> DataError {
+        DataError::Damaged {
+            file: u64::from(self.place.at.segment),
+            offset: u64::from(self.place.at.offset) + u64::from(self.place.skip),
+            what,
+        }
     }
-    let block = source.read(place).map_err(|error| match error {
-        StorageError::Short | StorageError::Missing => damaged("a block is gone"),
+}
+
+fn read_unchecked(found: &Found) -> Result<Vec<u8>, DataError> {
+    if found.leaf.size != u64::from(found.place.size) {
+        return Err(found.damaged("a block is not as long as it was"));
+    }
+    found.source.read(&found.place).map_err(|error| match error {
+        StorageError::Short | StorageError::Missing => found.damaged("a block is gone"),
         error => error.into(),
-    })?;
-    if Node::leaf(leaf.index / 2, &block).hash != leaf.hash {
-        return Err(damaged("a block is not the one that was appended"));
-    }
-    Ok(block)
+    })
+}
+
+pub(super) fn read_checked(found: &Found) -> Result<Vec<u8>, DataError> {
+    let block = read_unchecked(found)?;
+    let genuine = Node::leaf(found.leaf.index / 2, &block).hash == found.leaf.hash;
+    if genuine { Ok(block) } else { Err(found.damaged(NOT_THE_BLOCK)) }
 }

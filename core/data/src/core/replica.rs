@@ -1,6 +1,6 @@
 //! A core as replication sees it. A failure of the disk shows there as something that is not here.
 
-use super::Core;
+use super::{Core, frozen};
 use crate::crypto::Hash;
 use crate::error::DataError;
 use crate::manifest::Manifest;
@@ -56,8 +56,31 @@ impl Replica for Core {
         Core::prove(self, request)
     }
 
+    fn prove_all(&self, requests: &[Request]) -> Vec<Result<Proof, DataError>> {
+        Core::prove_all(self, requests)
+    }
+
     fn accept(&mut self, proof: &Proof, manifest: Option<&Manifest>) -> Result<(), DataError> {
         Core::accept(self, proof, manifest).map(drop)
+    }
+
+    fn is_written_here(&self) -> bool {
+        self.store.lock().written.contains(&self.id)
+    }
+
+    fn may_grow(&self) -> bool {
+        let mut inner = self.store.lock();
+        let Ok((state, _)) = inner.parts(self.id) else { return false };
+        let signed = state.signed.as_ref().map_or(0, |signed| signed.head.length);
+        frozen::frozen(state).is_none() || signed == state.head.length
+    }
+
+    fn frozen(&self) -> Option<DataError> {
+        frozen::refuse_frozen(self.store.lock().parts(self.id).ok()?.0).err()
+    }
+
+    fn check_conflict(&mut self, proof: &Proof) -> Result<bool, DataError> {
+        Core::check_conflict(self, proof)
     }
 
     fn check_fork(

@@ -1,6 +1,6 @@
 //! Signing what is on the disk: by the one signer of a core, or by several who agree.
 
-use super::Core;
+use super::{Core, frozen};
 use crate::error::DataError;
 use crate::store::Inner;
 use crate::store::record::{self, At, Change};
@@ -33,12 +33,12 @@ impl Core {
         let Some(head) = self.safe_head(&mut inner)? else { return Ok(()) };
         let Some(pair) = &self.pair else { return Ok(()) };
         let (state, _) = inner.parts(self.id)?;
-        if !state.is_sole_writer(pair) {
+        if !state.is_sole_writer(pair) || frozen::frozen(state).is_some() {
             return Ok(());
         }
         let Some(verifier) = &state.verifier else { return Ok(()) };
         let signature = verifier.sign(&head, pair)?;
-        self.keep_signature(&mut inner, head, signature)
+        self.signed_by_us(&mut inner, head, signature)
     }
 
     /// The newest head that is on the disk, if it is not signed yet.
@@ -60,13 +60,18 @@ impl Core {
         Ok(head.filter(is_news))
     }
 
-    /// The signature's own record need not be synced: it can be made again, the same.
     fn keep_signature(&self, inner: &mut Inner, head: Head, signature: Vec<u8>) -> Result<(), DataError> {
-        let (fork, length) = (head.fork, head.length);
-        let change = Change::Signed { fork, length, signature: signature.clone() };
         inner.parts(self.id)?.0.signed = Some(SignedHead { head, signature });
         inner.dirty.insert(self.id);
-        match inner.write(record::small(self.id, &change)) {
+        Ok(())
+    }
+
+    /// The signature's own record waits for what is written next: it can be made again, the same.
+    fn signed_by_us(&self, inner: &mut Inner, head: Head, signature: Vec<u8>) -> Result<(), DataError> {
+        let (fork, length) = (head.fork, head.length);
+        let change = Change::Signed { fork, length, signature: signature.clone() };
+        self.keep_signature(inner, head, signature)?;
+        match inner.write_later(record::small(self.id, &change)) {
             // The blocks are safe; a full disk will be told of at the next append.
             Ok(_) | Err(DataError::Storage(_)) => Ok(()),
             Err(error) => Err(error),
@@ -103,6 +108,8 @@ impl Core {
         if !verifier.verify(&head, &signature) {
             return Err(DataError::BadSignature);
         }
+        let change = Change::Signed { fork: head.fork, length, signature: signature.clone() };
+        inner.write(record::small(self.id, &change))?;
         self.keep_signature(&mut inner, head, signature)
     }
 }

@@ -1,5 +1,6 @@
 //! What a writer does: append, truncate, clear.
 
+use super::frozen::{self, MARK};
 use super::{Core, Durability, MAX_BLOCK};
 use crate::error::DataError;
 use crate::store::Inner;
@@ -42,9 +43,7 @@ impl Core {
     fn append_raw(&self, inner: &mut Inner, blocks: &[&[u8]]) -> Result<(), DataError> {
         let (state, _) = inner.parts(self.id)?;
         let (mut head, mut made) = (state.head.clone(), Vec::with_capacity(blocks.len() * 2));
-        for block in blocks {
-            head.append(block, &mut made)?;
-        }
+        head.append_all(blocks, &mut made)?;
         let (body, skip) = record::append(self.id, head.fork, state.head.length, blocks);
         let at = inner.write(body)?;
         let blocks = Blocks { sizes: blocks.iter().map(|block| block.len() as u64).collect(), at: skip };
@@ -102,6 +101,9 @@ impl Core {
         value: Option<&[u8]>,
         durability: Durability,
     ) -> Result<(), DataError> {
+        if key == MARK {
+            return Err(DataError::BadRequest("a name that the engine uses itself"));
+        }
         let mut inner = self.store.lock();
         inner.relieve()?;
         inner.load(self.id)?;
@@ -119,7 +121,7 @@ impl Core {
     pub(super) fn writable(&self, inner: &mut Inner) -> Result<(), DataError> {
         match self.pair {
             _ if inner.poisoned => Err(DataError::Poisoned),
-            Some(_) => Ok(()),
+            Some(_) => frozen::refuse_frozen(inner.parts(self.id)?.0),
             None => Err(DataError::NotWritable),
         }
     }

@@ -88,8 +88,7 @@ fn subtree(proof: &Proof, made: &mut Vec<Node>) -> Result<Option<Node>, DataErro
         if block.index >= MAX_LENGTH {
             return Err(DataError::BadProof("a core of more than 2^51 blocks"));
         }
-        let leaf = Node::leaf(block.index, &block.value);
-        return climb(leaf, Queue::new(&block.nodes, root), made).map(Some);
+        return climb(block.leaf(), Queue::new(&block.nodes, root), made).map(Some);
     }
     if let Some(hash) = &proof.hash {
         let mut queue = Queue::new(&hash.nodes, root);

@@ -29,7 +29,7 @@ pub fn make<N: Nodes>(
     let mut proof = Proof { fork: head.fork, ..Proof::default() };
     if let Some(block) = request.block {
         let nodes = proved.ok_or(DataError::BadRequest("a block outside the upgrade"))?;
-        proof.block = Some(BlockProof { index: block.index, value: Vec::new(), nodes });
+        proof.block = Some(BlockProof::new(block.index, Vec::new(), nodes));
     } else if let Some(hash) = request.hash {
         let nodes = proved.ok_or(DataError::BadRequest("a node outside the upgrade"))?;
         proof.hash = Some(HashProof { index: hash.index, nodes });

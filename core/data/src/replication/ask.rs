@@ -11,6 +11,8 @@ use crate::wire::{Message, Span, Sync};
 const WANT: u64 = 1 << 21;
 /// As many as it answers at once.
 const MAX_WANTS: usize = 4;
+/// The number of a request for a proof that the peer's history is ours.
+pub(super) const COMPARE: u64 = 0;
 const MIN_WINDOW: u64 = 16;
 /// So many requests to begin with, and one more for each answer: a peer that is slow, or new, does not get all the
 /// work while others wait for some.
@@ -62,6 +64,7 @@ impl Replication {
         if remote.fork != shown.fork {
             return Ok(());
         }
+        state.ask_whether_same(asking, remote, replica)?;
         state.ask_tree(asking, remote, replica)?;
         state.ask_seeks(asking, replica)?;
         state.ask_blocks(asking, remote, replica, &options)?;
@@ -70,6 +73,25 @@ impl Replication {
 }
 
 impl CoreState {
+    /// A proof of what both have, from the beginning, as the JavaScript stack asks for it: as number 0. Two histories
+    /// of one key are found by it.
+    fn ask_whether_same<R: Replica>(
+        &mut self,
+        asking: &mut Asking<'_>,
+        remote: Sync,
+        replica: &R,
+    ) -> Result<(), Refusal> {
+        let Some(peer) = self.peers.get_mut(&asking.id) else { return Ok(()) };
+        let (length, fork) = (remote.length.min(replica.shown().length), remote.fork);
+        if length == 0 || peer.compared || !(self.doubted || replica.is_written_here()) {
+            return Ok(());
+        }
+        peer.compared = true;
+        let wanted = Request { upgrade: Some(UpgradeWanted { start: 0, length }), ..Request::default() };
+        let message = Message::Request { id: COMPARE, fork, wanted, manifest: false, priority: 0 };
+        Ok(asking.connection.send(peer.channel, &message, asking.now_ms)?)
+    }
+
     /// The manifest, or a longer tree.
     fn ask_tree<R: Replica>(
         &mut self,
@@ -86,7 +108,7 @@ impl CoreState {
         }
         // Only who knows our length can prove from there.
         let longer = remote.length > shown.length && remote.remote_length == shown.length;
-        if self.upgrade.is_none() && longer && remote.can_upgrade {
+        if self.upgrade.is_none() && longer && remote.can_upgrade && replica.may_grow() {
             let upgrade = UpgradeWanted { start: shown.length, length: remote.length - shown.length };
             let wanted = Request { upgrade: Some(upgrade), ..Request::default() };
             let id = asking.send(&mut self.last_request, peer, Asked { wanted, fork, manifest })?;

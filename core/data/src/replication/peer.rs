@@ -63,6 +63,10 @@ pub(super) struct Peer {
     pub refused: u32,
     pub last_extension_received: String,
     pub last_extension_sent: String,
+    /// It was asked for a proof that its history is ours.
+    pub compared: bool,
+    /// How many such proofs it has sent.
+    pub comparisons: u32,
     /// The manifest was asked for while the core is empty.
     pub manifest_asked: bool,
 }
@@ -106,6 +110,8 @@ pub(super) struct CoreState {
     pub upgrade: Option<(u64, u64)>,
     pub reorg: Option<Reorg>,
     pub last_request: u64,
+    /// Somebody has sent what does not fit our tree: each peer is asked to prove that its history is ours.
+    pub doubted: bool,
     /// Our storage failed: nothing more is asked for until the owner says so.
     pub paused: bool,
 }

@@ -1,12 +1,13 @@
 //! What comes: frames become messages, messages change what is known of the peer, data is proved and kept.
 
+use super::ask::COMPARE;
 use super::connection::{Connection, Lines};
 use super::peer::{Asked, Peer, ToAnswer};
-use super::{Event, Refusal, Replica, Replicas, Replication};
+use super::{Event, Refusal, Replica, Replicas, Replication, Shown};
 use crate::error::DataError;
 use crate::mux::{self, Arrived, Frame};
-use crate::proof::{Data, Request};
-use crate::wire::{Message, PROTOCOL, Sync};
+use crate::proof::{self, Data, Request, UpgradeWanted};
+use crate::wire::{DATA, Message, PROTOCOL, Sync};
 
 /// The JavaScript stack asks for at most 512 at once.
 const MAX_TO_ANSWER: usize = 4096;
@@ -20,6 +21,10 @@ const MAX_WORDS: usize = 1 << 16;
 /// Of answers that are made at once: refusals of channels.
 const MAX_OUTBOX: usize = 1 << 20;
 const MAX_EXTENSION_NAME: usize = 256;
+/// Each costs the check of a signature.
+const MAX_COMPARISONS: u32 = 64;
+/// The hashes of so many blocks are calculated together.
+const MAX_TOGETHER: usize = 16;
 
 impl Replication {
     pub(super) fn read_all<C: Replicas>(
@@ -38,15 +43,40 @@ impl Replication {
             self.events.push_back(Event::Connected { connection: id, remote: session.remote });
             self.greet(id, lines);
         }
+        let mut blocks = Vec::new();
         while let Some(message) = stream.next()? {
             for frame in mux::decode(message)? {
-                if let Some(arrived) = lines.channels.arrived(frame)? {
-                    self.arrived(id, lines, arrived, now_ms, replicas)?;
+                let Some(arrived) = lines.channels.arrived(frame)? else { continue };
+                match block(lines, &arrived)? {
+                    Some(block) => blocks.push(block),
+                    None => {
+                        self.blocks(id, &mut blocks, now_ms, replicas)?;
+                        self.arrived(id, lines, arrived, now_ms, replicas)?;
+                    }
+                }
+                if blocks.len() == MAX_TOGETHER {
+                    self.blocks(id, &mut blocks, now_ms, replicas)?;
                 }
             }
             if lines.outbox.len() > MAX_OUTBOX {
                 return Err(Refusal::Flood("it opens channels and does not read our answers"));
             }
+        }
+        self.blocks(id, &mut blocks, now_ms, replicas)
+    }
+
+    /// Takes the blocks that have come one after the other; their hashes are calculated together.
+    fn blocks<C: Replicas>(
+        &mut self,
+        id: u64,
+        blocks: &mut Vec<(u64, Data)>,
+        now_ms: u64,
+        replicas: &mut C,
+    ) -> Result<(), Refusal> {
+        proof::hash_leaves(blocks.iter_mut().map(|(_, data)| &mut data.proof));
+        for (core, data) in blocks.drain(..) {
+            let Some(replica) = replicas.replica(core) else { continue };
+            self.data(id, core, data, now_ms, replica)?;
         }
         Ok(())
     }
@@ -156,6 +186,10 @@ impl Replication {
     ) -> Result<(), Refusal> {
         let Some(replica) = replicas.replica(core) else { return Ok(()) };
         if let Message::Data(data) = message {
+            if data.request == COMPARE {
+                lines.to_answer.insert(core);
+                return self.compare(id, core, &data, replica);
+            }
             return self.data(id, core, *data, now_ms, replica);
         }
         let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
@@ -256,12 +290,78 @@ impl Replication {
             }
         }
         state.release(id, data.request, &asked);
+        self.taken(core, accepted, data.proof.upgrade.is_some(), shown, replica)
+    }
+
+    /// What comes of an answer that was taken, or was not.
+    fn taken<R: Replica>(
+        &mut self,
+        core: u64,
+        accepted: Result<(), DataError>,
+        upgraded: bool,
+        before: Shown,
+        replica: &R,
+    ) -> Result<(), Refusal> {
         match accepted {
             Ok(()) => {
                 let after = replica.shown();
-                if after != shown {
+                if after != before {
                     self.events.push_back(Event::Grown { core, fork: after.fork, length: after.length });
                 }
+                if upgraded && let Some(error) = replica.frozen() {
+                    self.events.push_back(Event::Frozen { core, error });
+                }
+                Ok(())
+            }
+            Err(
+                error @ (DataError::Storage(_)
+                | DataError::Poisoned
+                | DataError::Damaged { .. }
+                | DataError::Conflict { .. }),
+            ) => {
+                self.failed(core, error);
+                Ok(())
+            }
+            Err(error) => {
+                // Lies, or another history: the other peers, and this one when it comes again, are asked for theirs.
+                if let Some(state) = self.cores.get_mut(&core) {
+                    state.doubted = true;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A peer's tree from its beginning, asked for or not: it is compared with ours.
+    fn compare<R: Replica>(
+        &mut self,
+        id: u64,
+        core: u64,
+        data: &Data,
+        replica: &mut R,
+    ) -> Result<(), Refusal> {
+        let Some(state) = self.cores.get_mut(&core) else { return Ok(()) };
+        let Some(peer) = state.peers.get_mut(&id) else { return Ok(()) };
+        let from_start = data.proof.upgrade.as_ref().is_some_and(|upgrade| upgrade.start == 0);
+        if !from_start || state.paused || data.proof.fork != replica.shown().fork {
+            return Ok(());
+        }
+        peer.comparisons += 1;
+        if peer.comparisons > MAX_COMPARISONS {
+            return Err(Refusal::Flood("it proves its history over and over"));
+        }
+        match replica.check_conflict(&data.proof) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                state.paused = true;
+                // So that it learns of it, too.
+                let length = data.proof.upgrade.as_ref().map_or(0, |upgrade| upgrade.length);
+                let upgrade = Some(UpgradeWanted { start: 0, length: length.min(replica.shown().length) });
+                let wanted = Request { upgrade, ..Request::default() };
+                let fork = data.proof.fork;
+                peer.to_answer.push_back(ToAnswer { id: COMPARE, fork, wanted, manifest: false });
+                let error = replica.frozen().unwrap_or(DataError::BadSignature);
+                self.events.push_back(Event::Frozen { core, error });
                 Ok(())
             }
             Err(error @ (DataError::Storage(_) | DataError::Poisoned | DataError::Damaged { .. })) => {
@@ -315,6 +415,14 @@ impl Replication {
             });
         }
     }
+}
+
+/// A block that has come, with what proves it in a tree that is known, and its core.
+fn block(lines: &Lines, arrived: &Arrived<'_>) -> Result<Option<(u64, Data)>, DataError> {
+    let Arrived::Message { local, kind: DATA, body } = arrived else { return Ok(None) };
+    let Some(core) = lines.cores.get(local) else { return Ok(None) };
+    let data = Data::decode(body)?;
+    Ok((data.proof.block.is_some() && data.proof.upgrade.is_none()).then_some((*core, data)))
 }
 
 /// An answer holds nothing that was not asked for.

@@ -69,8 +69,33 @@ pub trait Replica {
     /// Answers a request from what is here.
     fn prove(&self, request: &Request) -> Result<Proof, DataError>;
 
+    /// Answers several requests at once.
+    fn prove_all(&self, requests: &[Request]) -> Vec<Result<Proof, DataError>> {
+        requests.iter().map(|request| self.prove(request)).collect()
+    }
+
     /// Checks a proof, and keeps what it proves. Nothing is kept if it fails.
     fn accept(&mut self, proof: &Proof, manifest: Option<&Manifest>) -> Result<(), DataError>;
+
+    /// It is written here, so that nobody else can have more of it.
+    fn is_written_here(&self) -> bool {
+        false
+    }
+
+    /// A longer tree can be taken: nothing was appended here that was never signed.
+    fn may_grow(&self) -> bool {
+        true
+    }
+
+    /// Nothing more is written to it, or taken of it.
+    fn frozen(&self) -> Option<DataError> {
+        None
+    }
+
+    /// Compares our tree with a peer's, proved from its beginning: are they signed, and of two histories?
+    fn check_conflict(&mut self, _proof: &Proof) -> Result<bool, DataError> {
+        Ok(false)
+    }
 
     /// Checks the roots and the signature of another fork, an upgrade from nothing. Keeps nothing but the
     /// manifest.

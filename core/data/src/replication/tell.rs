@@ -17,6 +17,10 @@ const PAGE: u64 = 1 << 15;
 /// The most of a core that is told of in answer to one want.
 const MAX_WANTED: u64 = 1 << 21;
 
+/// Of so many bytes are blocks read and checked together, and at most so many blocks.
+const TOGETHER: u64 = 256 << 10;
+const MAX_TOGETHER: usize = 16;
+
 const NOT_AVAILABLE: u64 = 1;
 const INVALID_REQUEST: u64 = 2;
 
@@ -58,10 +62,10 @@ impl Replication {
             let Some(replica) = replicas.replica(core) else { continue };
             let Some(state) = self.cores.get_mut(&core) else { continue };
             let Some(peer) = state.peers.get_mut(&id) else { continue };
-            while connection.backlog() < backlog {
-                let Some(request) = peer.to_answer.pop_front() else { break };
-                let message = answer(&request, peer, replica);
-                connection.send(peer.channel, &message, now_ms)?;
+            while connection.backlog() < backlog && !peer.to_answer.is_empty() {
+                for message in answers(peer, replica) {
+                    connection.send(peer.channel, &message, now_ms)?;
+                }
                 if peer.invalid >= MAX_INVALID {
                     return Err(Refusal::Flood("64 requests that no tree could answer"));
                 }
@@ -74,25 +78,48 @@ impl Replication {
     }
 }
 
-fn answer<R: Replica>(request: &ToAnswer, peer: &mut Peer, replica: &R) -> Message {
+/// Answers the next few requests together: their blocks are checked at once.
+fn answers<R: Replica>(peer: &mut Peer, replica: &R) -> Vec<Message> {
     let shown = replica.shown();
+    let (mut requests, mut bytes) = (Vec::new(), 0);
+    while bytes < TOGETHER && requests.len() < MAX_TOGETHER {
+        let Some(request) = peer.to_answer.pop_front() else { break };
+        let leaf = request.wanted.block.and_then(|block| replica.node(block.index.checked_mul(2)?));
+        bytes += leaf.map_or(0, |leaf| leaf.size);
+        requests.push(request);
+    }
+    let here = |request: &ToAnswer| {
+        let absent = request.wanted.block.is_some_and(|block| !replica.has(block.index));
+        request.fork == shown.fork && !absent && request.wanted != Request::default()
+    };
+    let here: Vec<bool> = requests.iter().map(here).collect();
+    let wanted = requests.iter().zip(&here).filter(|(_, here)| **here).map(|(request, _)| request.wanted);
+    let mut proofs = replica.prove_all(&wanted.collect::<Vec<_>>()).into_iter();
+    let answers = requests.iter().zip(here).map(|(request, here)| {
+        let proof = if here { proofs.next() } else { None };
+        answer(request, proof, shown, peer, replica)
+    });
+    answers.collect()
+}
+
+/// Without a proof, what is asked for is not here.
+fn answer<R: Replica>(
+    request: &ToAnswer,
+    proof: Option<Result<Proof, DataError>>,
+    shown: Shown,
+    peer: &mut Peer,
+    replica: &R,
+) -> Message {
     let manifest = request.manifest.then(|| replica.manifest()).flatten();
     let no_data = |reason| Message::NoData { request: request.id, reason };
     let data = |proof, manifest| Message::Data(Box::new(Data { request: request.id, proof, manifest }));
-    let absent = request.wanted.block.is_some_and(|block| !replica.has(block.index));
-    if request.fork != shown.fork || absent {
+    let Some(proof) = proof else {
         return match manifest {
             Some(manifest) => data(Proof { fork: shown.fork, ..Proof::default() }, Some(manifest)),
             None => no_data(NOT_AVAILABLE),
         };
-    }
-    if request.wanted == Request::default() {
-        return match manifest {
-            Some(manifest) => data(Proof { fork: shown.fork, ..Proof::default() }, Some(manifest)),
-            None => no_data(NOT_AVAILABLE),
-        };
-    }
-    match replica.prove(&request.wanted) {
+    };
+    match proof {
         Ok(proof) => data(proof, manifest),
         Err(DataError::BadRequest(_) | DataError::OutOfBounds { .. }) => {
             peer.invalid += 1;

@@ -74,6 +74,11 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn cut(&self, file: u64, length: u64) -> Result<(), StorageError> {
+        self.lock().get_mut(&file).ok_or(StorageError::Missing)?.truncate(length as usize);
+        Ok(())
+    }
+
     fn sync(&self, file: u64) -> Result<(), StorageError> {
         self.len(file).map(drop)
     }

@@ -10,6 +10,7 @@ pub enum Operation {
     Create(u64),
     Remove(u64),
     Write { file: u64, offset: u64, bytes: Vec<u8> },
+    Cut { file: u64, length: u64 },
     Sync(u64),
     SyncNames,
 }
@@ -116,7 +117,9 @@ fn is_of_names(operation: &Operation) -> bool {
 fn is_pending(done: &[Operation], at: usize) -> bool {
     let after = &done[at + 1..];
     match &done[at] {
-        Operation::Write { file, .. } => !after.contains(&Operation::Sync(*file)),
+        Operation::Write { file, .. } | Operation::Cut { file, .. } => {
+            !after.contains(&Operation::Sync(*file))
+        }
         Operation::Create(_) | Operation::Remove(_) => !after.contains(&Operation::SyncNames),
         Operation::Sync(_) | Operation::SyncNames => false,
     }
@@ -147,6 +150,11 @@ fn apply(files: &mut Files, operation: &Operation) {
             // Of a file whose name is lost, nothing is there.
             if let Some(to) = files.get_mut(file) {
                 memory::write(to, *offset, bytes);
+            }
+        }
+        Operation::Cut { file, length } => {
+            if let Some(bytes) = files.get_mut(file) {
+                bytes.truncate(*length as usize);
             }
         }
         Operation::Sync(_) | Operation::SyncNames => {}
@@ -188,6 +196,11 @@ impl Disk for RecordingDisk {
         state.operations.push(Operation::Write { file, offset, bytes: kept.to_vec() });
         self.disk.write(file, offset, kept)?;
         if fits < bytes.len() { Err(StorageError::Full) } else { Ok(()) }
+    }
+
+    fn cut(&self, file: u64, length: u64) -> Result<(), StorageError> {
+        self.lock().operations.push(Operation::Cut { file, length });
+        self.disk.cut(file, length)
     }
 
     fn sync(&self, file: u64) -> Result<(), StorageError> {

@@ -20,6 +20,9 @@ pub(crate) const SEGMENT_HEAD: usize = 64;
 pub(crate) const RECORD_HEAD: usize = 8;
 /// All that a record is longer than its body.
 pub(crate) const OVERHEAD: usize = RECORD_HEAD + TAG;
+/// How far a file is filled with zeros ahead.
+const MIN_AHEAD: u32 = 16 << 10;
+const MAX_AHEAD: u32 = 1 << 20;
 /// Everything before this record was on the disk when it was written.
 const ALL_SYNCED: u32 = 1 << 31;
 
@@ -36,6 +39,9 @@ pub(crate) struct Log {
     /// All before it is on the disk.
     pub synced: At,
     staged: Vec<u8>,
+    /// Up to there the file is filled with zeros, or that was tried. A write into what the file has already is
+    /// synced several times as fast as one that makes it longer, for the file system has nothing of its own to write.
+    ahead: u32,
     /// A write has failed, so the rest of the segment is not to be used.
     torn: bool,
     limit: u32,
@@ -57,8 +63,8 @@ pub(crate) struct Found {
 impl Log {
     pub fn new(disk: Arc<dyn Disk>, root: RootKey, entropy: [u8; 32], first: First, limit: u32) -> Self {
         let (keys, end) = (HashMap::new(), At::default());
-        let (drawn, staged) = (0, Vec::new());
-        Log { disk, root, entropy, drawn, first, keys, end, synced: end, staged, torn: false, limit }
+        let (drawn, ahead, staged) = (0, 0, Vec::new());
+        Log { disk, root, entropy, drawn, first, keys, end, synced: end, staged, ahead, torn: false, limit }
     }
 
     fn draw<const N: usize>(&mut self) -> [u8; N] {
@@ -69,8 +75,13 @@ impl Log {
 
     /// Begins a new segment. All that was written is on the disk when this answers.
     pub fn roll(&mut self) -> Result<(), DataError> {
+        self.flush()?;
         if self.end.segment != 0 {
-            self.disk.sync(u64::from(self.end.segment))?;
+            let file = u64::from(self.end.segment);
+            if u64::from(self.end.offset) < self.disk.len(file)? {
+                self.disk.cut(file, u64::from(self.end.offset))?;
+            }
+            self.disk.sync(file)?;
         }
         let number = self.first.newest.checked_add(1).ok_or(DataError::TooLarge("2^32 segments"))?;
         let salt: [u8; SALT] = self.draw();
@@ -92,6 +103,7 @@ impl Log {
         self.keys.insert(number, Arc::new(key));
         self.end = At { segment: number, offset: SEGMENT_HEAD as u32 };
         self.synced = self.end;
+        self.ahead = self.end.offset;
         self.torn = false;
         Ok(())
     }
@@ -197,6 +209,24 @@ impl Log {
             self.torn = true;
             return Err(error.into());
         }
+        Ok(())
+    }
+
+    /// Before a sync: writes what is staged, and fills the file with zeros ahead, so that the next syncs are cheap.
+    /// Not where much is written between syncs: that is limited by the bytes, and zeros would double them.
+    pub fn ready_to_sync(&mut self) -> Result<(), DataError> {
+        self.flush()?;
+        let step = (self.end.offset / 2).clamp(MIN_AHEAD, MAX_AHEAD);
+        let same = self.synced.segment == self.end.segment;
+        let since = if same { self.end.offset.saturating_sub(self.synced.offset) } else { step };
+        let beyond = self.end.offset >= self.limit;
+        if self.end.offset <= self.ahead || since > step / 8 || self.torn || beyond {
+            return Ok(());
+        }
+        self.ahead = self.end.offset.saturating_add(step).min(self.limit);
+        let zeros = vec![0; (self.ahead - self.end.offset) as usize];
+        // Without them it is slower, no more: a full disk will be told of by what has to be written.
+        let _ = self.disk.write(u64::from(self.end.segment), u64::from(self.end.offset), &zeros);
         Ok(())
     }
 
@@ -339,6 +369,13 @@ impl Scan {
         let mut offset = self.at.offset;
         while u64::from(offset) + OVERHEAD as u64 <= self.end {
             offset += 1;
+            // No record begins with zeros, of which there may be many: the file is filled with them ahead.
+            let zeros =
+                self.bytes(u64::from(offset), RECORD_HEAD)?.iter().take_while(|byte| **byte == 0).count();
+            if zeros >= RECORD_HEAD {
+                offset += (zeros - RECORD_HEAD) as u32;
+                continue;
+            }
             let at = At { offset, ..self.at };
             if length_at(at, self.bytes(u64::from(offset), RECORD_HEAD)?).is_some()
                 && self.read_at(at)?.is_some_and(|found| found.all_synced)

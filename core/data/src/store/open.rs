@@ -78,6 +78,7 @@ impl Inner {
             touched: BTreeMap::new(),
             safe: HashMap::new(),
             cuts: HashMap::new(),
+            written: BTreeSet::new(),
             syncing: false,
             poisoned: false,
             since_checkpoint: 0,
@@ -193,11 +194,14 @@ impl CoreState {
                     return Err(DataError::Malformed("blocks that do not follow the last"));
                 }
                 let (mut head, mut made) = (self.head.clone(), Vec::new());
-                let mut from = blocks.at;
+                let mut rest = &body[blocks.at..];
+                let mut bytes = Vec::with_capacity(blocks.sizes.len());
                 for size in &blocks.sizes {
-                    head.append(&body[from..from + *size as usize], &mut made)?;
-                    from += *size as usize;
+                    let (block, after) = rest.split_at(*size as usize);
+                    bytes.push(block);
+                    rest = after;
                 }
+                head.append_all(&bytes, &mut made)?;
                 self.apply_append(floor, at, &blocks, head, &made)
             }
             Change::Put(put) => self.apply_put(floor, put, at),

@@ -7,10 +7,10 @@
 
 use crate::crypto::{self, Hash};
 use aes::Aes256;
-use aes_gcm::aead::AeadInPlace;
-use aes_gcm::{Aes256Gcm, KeyInit};
+use aes::cipher::KeyInit;
 use ctr::cipher::{InnerIvInit, StreamCipher, StreamCipherCoreWrapper, StreamCipherSeek};
 use ctr::{CtrCore, flavors};
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, Tag, UnboundKey};
 use std::fmt;
 
 pub(crate) const TAG: usize = 16;
@@ -34,7 +34,8 @@ impl RootKey {
 
 /// The key of one segment.
 pub(crate) struct SealKey {
-    gcm: Aes256Gcm,
+    /// There is one: a key of this length is always taken.
+    gcm: Option<LessSafeKey>,
     raw: Aes256,
 }
 
@@ -52,18 +53,23 @@ fn nonce(offset: u64) -> [u8; 12] {
 
 impl SealKey {
     pub fn new(raw: Hash) -> Self {
-        SealKey { gcm: Aes256Gcm::new(&raw.into()), raw: Aes256::new(&raw.into()) }
+        let gcm = UnboundKey::new(&AES_256_GCM, &raw).ok().map(LessSafeKey::new);
+        SealKey { gcm, raw: Aes256::new(&raw.into()) }
     }
 
     /// Encrypts `body` in place and answers its tag; `open` is protected, but not hidden.
     pub fn seal(&self, offset: u64, open: &[u8], body: &mut [u8]) -> Option<[u8; TAG]> {
-        self.gcm.encrypt_in_place_detached(&nonce(offset).into(), open, body).ok().map(Into::into)
+        let nonce = Nonce::assume_unique_for_key(nonce(offset));
+        let tag = self.gcm.as_ref()?.seal_in_place_separate_tag(nonce, Aad::from(open), body).ok()?;
+        tag.as_ref().try_into().ok()
     }
 
     /// Decrypts in place; false if it is not genuine.
     #[must_use]
     pub fn unseal(&self, offset: u64, open: &[u8], body: &mut [u8], tag: &[u8; TAG]) -> bool {
-        self.gcm.decrypt_in_place_detached(&nonce(offset).into(), open, body, tag.into()).is_ok()
+        let Some(gcm) = &self.gcm else { return false };
+        let nonce = Nonce::assume_unique_for_key(nonce(offset));
+        gcm.open_in_place_separate_tag(nonce, Aad::from(open), Tag::from(*tag), body, 0..).is_ok()
     }
 
     /// Decrypts a part of the record at `offset`, from the byte `skip` of its body on, with no tag to check.

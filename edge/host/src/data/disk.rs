@@ -132,6 +132,10 @@ impl Disk for DirectoryDisk {
         self.file(file)?.write_all_at(bytes, offset).map_err(failed)
     }
 
+    fn cut(&self, file: u64, length: u64) -> Result<(), StorageError> {
+        self.file(file)?.set_len(length).map_err(failed)
+    }
+
     fn sync(&self, file: u64) -> Result<(), StorageError> {
         self.file(file)?.sync_data().map_err(failed)
     }
