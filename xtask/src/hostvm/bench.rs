@@ -11,7 +11,7 @@ use super::{
 use crate::{
     bench::table::{self, Row},
     day::percentile,
-    interrupt, setup,
+    interrupt, programs, setup,
 };
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -42,6 +42,8 @@ pub fn run(options: &Options) -> Result<()> {
     let host = image::build()?;
     let mut job = Job::begin()?;
     job.add_build()?;
+    // As it is for production: Firecracker's is, too.
+    job.add_vmm(&programs::static_vmm()?)?;
     job.add_tests(&[SUITE])?;
     job.add_brought(&options.brought)?;
     if options.brought.firecracker.is_none() {

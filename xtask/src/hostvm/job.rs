@@ -68,6 +68,11 @@ impl Job {
             .map(drop)
     }
 
+    /// Another VMM than the build's own.
+    pub fn add_vmm(&mut self, program: &Path) -> Result<()> {
+        self.program_as(program, &self.dir.join("built/cloudpal-vmm"))
+    }
+
     /// Builds test programs and takes them along.
     pub fn add_tests(&mut self, suites: &[Suite]) -> Result<()> {
         for suite in suites {
