@@ -14,6 +14,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 pub const MIN_MIB: u32 = 4;
 pub const MAX_MIB: u32 = 256 * 1024;
 
+/// Bits of the kernel's map of pages.
+const OF_A_FILE: u64 = 1 << 61;
+const SWAPPED: u64 = 1 << 62;
+const PRESENT: u64 = 1 << 63;
+
 #[derive(Debug)]
 pub struct Memory {
     map: GuestMemoryMmap<()>,
@@ -158,10 +163,17 @@ impl Memory {
     /// What this process has copies of its own of, as extents of the memory file; `None` where the kernel does not
     /// tell.
     pub(crate) fn changed(&self) -> io::Result<Option<Vec<Extent>>> {
+        self.pages(|word| word & (PRESENT | SWAPPED) != 0 && word & OF_A_FILE == 0)
+    }
+
+    /// What has been used since the file was mapped, changed or only read.
+    pub(crate) fn used(&self) -> io::Result<Option<Vec<Extent>>> {
+        self.pages(|word| word & (PRESENT | SWAPPED) != 0)
+    }
+
+    /// Pages by what the kernel says of them (Linux: Documentation/admin-guide/mm/pagemap.rst).
+    fn pages(&self, wanted: impl Fn(u64) -> bool) -> io::Result<Option<Vec<Extent>>> {
         const PAGE: u64 = 4096;
-        const OF_A_FILE: u64 = 1 << 61;
-        const SWAPPED: u64 = 1 << 62;
-        const PRESENT: u64 = 1 << 63;
         let Some(pagemap) = &self.pagemap else { return Ok(None) };
         let mut extents: Vec<Extent> = Vec::new();
         let mut words = vec![0; 64 * 1024];
@@ -174,8 +186,7 @@ impl Memory {
                 let words = &mut words[..some as usize * 8];
                 pagemap.read_exact_at(words, (first + page) * 8)?;
                 for (index, word) in (0..).zip(words.as_chunks::<8>().0) {
-                    let word = u64::from_le_bytes(*word);
-                    if word & (PRESENT | SWAPPED) == 0 || word & OF_A_FILE != 0 {
+                    if !wanted(u64::from_le_bytes(*word)) {
                         continue;
                     }
                     let offset = start + (page + index) * PAGE;

@@ -12,6 +12,7 @@
 //!   read only by `verify_memory`: to read them at each wake would cost more than the wake.
 
 pub mod diff;
+mod working_set;
 
 use crate::{
     Error, Host, Machine, Spare, cpu,
@@ -73,6 +74,8 @@ pub struct Save<'a> {
     pub memory: &'a File,
     /// Written instead when there is one, the machine was woken, and little of its memory has changed since.
     pub diff: Option<&'a File>,
+    /// Written too, when the machine was woken: what it has used since.
+    pub working_set: Option<&'a File>,
     /// Asked between two pieces of memory: true ends the save with [`Error::GivenUp`], so that the machine can run on.
     pub given_up: &'a dyn Fn() -> bool,
 }
@@ -107,6 +110,12 @@ impl Machine {
         crate::random::fill(&mut state.pairing).map_err(|e| Error::Host(format!("no random bytes: {e}")))?;
         let told = Error::file("/proc/self/pagemap");
         let changed = self.memory.changed().map_err(told)?;
+        if let (Some(file), Some(_)) = (save.working_set, self.base)
+            && let Some(used) = self.memory.used().map_err(Error::file("/proc/self/pagemap"))?
+        {
+            // Before anything of the memory is read here, which would count as used.
+            working_set::write(file, &used)?;
+        }
         let saved = match (save.diff, self.base, &changed) {
             (Some(file), Some(base), Some(changed)) if self.is_little(changed) => {
                 let bytes = diff::write(file, &save, &self.memory, changed, (base.0, state.pairing))?;
@@ -320,7 +329,8 @@ impl Checksum {
 fn write(machine: &mut Machine, dir: &Path) -> Result<(), Error> {
     fs::DirBuilder::new().mode(0o700).create(dir).map_err(Error::file(dir))?;
     let (memory, state) = (create(&dir.join(MEMORY))?, create(&dir.join(STATE))?);
-    machine.save(Save { state: &state, memory: &memory, diff: None, given_up: &|| false })?;
+    let save = Save { state: &state, memory: &memory, diff: None, working_set: None, given_up: &|| false };
+    machine.save(save)?;
     memory.sync_all().map_err(Error::file(dir.join(MEMORY)))?;
     state.sync_all().map_err(Error::file(dir.join(STATE)))?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::file(dir))

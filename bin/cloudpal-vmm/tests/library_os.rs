@@ -65,7 +65,14 @@ fn boots_sleeps_and_wakes() {
     let file = || tempfile::tempfile().expect("a file");
     let (state_file, memory) = (file(), file());
     live.pause();
-    live.save(Save { state: &state_file, memory: &memory, diff: None, given_up: &|| false }).expect("saves");
+    live.save(Save {
+        state: &state_file,
+        memory: &memory,
+        diff: None,
+        working_set: None,
+        given_up: &|| false,
+    })
+    .expect("saves");
     drop(live);
     for _ in 0..3 {
         let (mut console, theirs) = Console::pair();

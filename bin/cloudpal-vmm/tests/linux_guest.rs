@@ -127,7 +127,13 @@ impl Files {
         let paused = started.elapsed();
         let diff = with_diff.then_some(&self.diff);
         let saved = live
-            .save(Save { state: &self.state, memory: &self.memory, diff, given_up: &|| false })
+            .save(Save {
+                state: &self.state,
+                memory: &self.memory,
+                diff,
+                working_set: None,
+                given_up: &|| false,
+            })
             .expect("saves");
         eprintln!("paused after {paused:?}, saved after {:?}: {saved:?}", started.elapsed());
         saved.kind

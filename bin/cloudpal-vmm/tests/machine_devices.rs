@@ -286,8 +286,13 @@ impl Files {
     fn of(machine: &mut Machine) -> (Files, Kind) {
         let file = || tempfile::tempfile().expect("a file");
         let files = Files { state: file(), memory: file(), diff: file() };
-        let save =
-            Save { state: &files.state, memory: &files.memory, diff: Some(&files.diff), given_up: &|| false };
+        let save = Save {
+            state: &files.state,
+            memory: &files.memory,
+            diff: Some(&files.diff),
+            working_set: None,
+            given_up: &|| false,
+        };
         let kind = machine.save(save).expect("saves").kind;
         (files, kind)
     }

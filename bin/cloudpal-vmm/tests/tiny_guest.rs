@@ -86,7 +86,13 @@ fn a_guest_whose_save_was_given_up_counts_on() {
     for pieces in 0..8_u32 {
         let left = std::cell::Cell::new(pieces);
         let given_up = || left.replace(left.get().saturating_sub(1)) == 0;
-        let saved = machine.save(Save { state: &file, memory: &file, diff: None, given_up: &given_up });
+        let saved = machine.save(Save {
+            state: &file,
+            memory: &file,
+            diff: None,
+            working_set: None,
+            given_up: &given_up,
+        });
         // The guest has a few pieces of memory in use: sooner or later they are all written.
         assert!(matches!(saved, Err(Error::GivenUp)) || pieces > 1 && saved.is_ok(), "{pieces}: {saved:?}");
         assert_eq!(count(&mut machine), pieces + 1);

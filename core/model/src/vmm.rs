@@ -48,6 +48,8 @@ pub enum File {
     State,
     Memory,
     Diff,
+    /// What of its memory a woken machine has used until it sleeps again.
+    WorkingSet,
     /// What the guest's log port and its console say.
     Log,
     Console,
@@ -79,7 +81,8 @@ pub enum Ask {
     /// Once answered, no vCPU runs, no device works, and no frame is taken from the TAP.
     Pause,
     /// To a paused one: write `State`, and all of the memory into `Memory`, or, if a `Diff` came along and little has
-    /// changed since its last wake, only that. Whatever is asked meanwhile ends it: it has failed then.
+    /// changed since its last wake, only that; and into a `WorkingSet` what it has used since. Whatever is asked
+    /// meanwhile ends it: it has failed then.
     Save,
     Stats,
 }

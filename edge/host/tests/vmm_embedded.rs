@@ -188,6 +188,11 @@ async fn a_machine_boots_sleeps_and_wakes() {
     assert_eq!(vm.sleep(&|| true).await.unwrap(), SleepOutcome::Asleep);
     let written = fs::metadata(world.spec.dir.join("snapshot/diff")).expect("a diff alone was written");
     assert!(written.len() < 4 << 20, "{}", written.len());
+    // And the next wake is told what was used, which is little, too.
+    let used = fs::read(world.spec.dir.join("snapshot/working-set")).unwrap();
+    let (words, _) = used[16..].as_chunks::<8>();
+    let bytes: u64 = words.iter().skip(1).step_by(2).map(|len| u64::from_le_bytes(*len)).sum();
+    assert!(bytes > 0 && bytes < 16 << 20, "{bytes} bytes of 64 MiB");
     let vm = world.wake(&driver).await.unwrap();
     vm.kill().await;
     assert!(vm.exited().await.clean && is_gone(vm.pid()));

@@ -383,13 +383,18 @@ impl Process {
 
     fn save(&mut self, mut files: Files) -> Result<Reply, Refusal> {
         let (state, memory) = (files.file(Handed::State)?, files.file(Handed::Memory)?);
-        let diff = files.optional(Handed::Diff);
+        let (diff, working_set) = (files.optional(Handed::Diff), files.optional(Handed::WorkingSet));
         let Process { phase: Phase::Machine(running), channel, .. } = self else {
             return Err(out_of_turn("Save"));
         };
         let given_up = || channel.as_ref().is_none_or(Channel::has_more);
-        let save = Save { state: &state, memory: &memory, diff: diff.as_ref(), given_up: &given_up };
-        let saved = running.live.save(save)?;
+        let saved = running.live.save(Save {
+            state: &state,
+            memory: &memory,
+            diff: diff.as_ref(),
+            working_set: working_set.as_ref(),
+            given_up: &given_up,
+        })?;
         Ok(Reply::Saved { diff: saved.kind == Kind::Diff })
     }
 

@@ -148,7 +148,7 @@ mod tests {
         let (memory, file) = (memory(), tempfile::tempfile().expect("a file"));
         memory.write(3 * PAGE, &[7; 2 * PAGE as usize]).expect("in memory");
         let extents = [(3 * PAGE, PAGE), (4 * PAGE, PAGE)];
-        let save = Save { state: &file, memory: &file, diff: None, given_up: &|| false };
+        let save = Save { state: &file, memory: &file, diff: None, working_set: None, given_up: &|| false };
         let bytes = write(&file, &save, &memory, &extents, ([1; 16], [2; 16])).expect("writes");
         let given_up = Save { given_up: &|| true, ..save };
         let given_up = write(&file, &given_up, &memory, &extents, ([1; 16], [2; 16]));

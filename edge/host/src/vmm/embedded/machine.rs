@@ -41,6 +41,7 @@ const IDLE_CHECKS: Duration = Duration::from_millis(10);
 pub const STATE: &str = "state";
 pub const MEMORY: &str = "memory";
 pub const DIFF: &str = "diff";
+pub const WORKING_SET: &str = "working-set";
 /// In the machine's directory: the memory file that the running VMM was woken from, for the next diff.
 pub const BASE: &str = "memory.base";
 
@@ -140,11 +141,12 @@ impl Machine {
         let has_base = base.exists();
         let create = move |draft: &Draft| {
             let diff = if has_base { Some(draft.create(DIFF)?) } else { None };
-            Ok((draft.create(STATE)?, draft.create(MEMORY)?, diff))
+            Ok((draft.create(STATE)?, draft.create(MEMORY)?, draft.create(WORKING_SET)?, diff))
         };
-        let (state, memory, diff) = with(draft, create).await?;
+        let (state, memory, working_set, diff) = with(draft, create).await?;
         idle(still_idle)?;
-        let mut given = vec![(Handed::State, state.as_fd()), (Handed::Memory, memory.as_fd())];
+        let own = [(Handed::State, &state), (Handed::Memory, &memory), (Handed::WorkingSet, &working_set)];
+        let mut given = own.map(|(kind, file)| (kind, file.as_fd())).to_vec();
         given.extend(diff.iter().map(|diff| (Handed::Diff, diff.as_fd())));
         let saved = self.saved(&given, still_idle).await?;
         idle(still_idle)?;

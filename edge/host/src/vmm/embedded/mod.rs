@@ -16,6 +16,7 @@ mod machine;
 mod pool;
 mod spare;
 mod start;
+mod working_set;
 
 use super::{accelerator, cgroup::Cgroups, snapshot};
 use async_trait::async_trait;

@@ -19,8 +19,9 @@ use super::{
     },
     EmbeddedDriver,
     channel::{Channel, Denied},
-    machine::{BASE, DIFF, Detail, MEMORY, Machine, Parts, STATE, boot_id},
+    machine::{BASE, DIFF, Detail, MEMORY, Machine, Parts, STATE, WORKING_SET, boot_id},
     spare::{Class, Spare},
+    working_set,
 };
 use cloudpal_compute::driver::{MachineSpec, WakeError};
 use cloudpal_model::{
@@ -114,6 +115,10 @@ impl Start<'_> {
         let spec = self.spec;
         let opened = snapshot::open(spec, &self.identity())?;
         let detail: Detail = opened.detail()?;
+        if let (Ok(used), Ok(memory)) = (opened.file(WORKING_SET), opened.file(MEMORY)) {
+            // The first page that the guest needs is not waited for.
+            tokio::task::spawn_blocking(move || working_set::bring_in(&used, &memory));
+        }
         let mut own = vec![(Handed::State, opened.file(STATE)?), (Handed::Memory, opened.file(MEMORY)?)];
         if detail.has_diff {
             own.push((Handed::Diff, opened.file(DIFF)?));
