@@ -47,7 +47,8 @@ impl Core {
             self.adopt_fork(NewFork { head, nodes, signature, ancestors: 0 })?;
             return Ok(None);
         }
-        let Gained { block, .. } = self.accept(&data.proof, None)?;
+        // The owner brings it, not a peer: a writer that takes it in is not behind.
+        let Gained { block, .. } = self.take(&data.proof, None, false)?;
         Ok(block)
     }
 
