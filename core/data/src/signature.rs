@@ -163,6 +163,18 @@ impl Verifier {
         envelope.is_ok_and(|envelope| self.verify_parts(head, &envelope))
     }
 
+    /// Nothing of it could be otherwise: a valid signature may hold what nobody looks at.
+    pub(crate) fn is_exact(&self, signature: &[u8]) -> bool {
+        let unsigned = signature.is_empty() && self.manifest.prologue.is_some();
+        if self.compat || self.manifest.version == 0 || unsigned {
+            return true;
+        }
+        MultiSignature::decode(signature).is_ok_and(|envelope| {
+            let patched = !envelope.patch.is_empty() || envelope.parts.iter().any(|part| part.patch != 0);
+            envelope.encode() == signature && (self.manifest.allow_patch || !patched)
+        })
+    }
+
     fn verify_parts(&self, head: &Head, envelope: &MultiSignature) -> bool {
         let quorum = self.manifest.quorum as usize;
         if quorum == 0 || envelope.parts.len() < quorum {

@@ -116,3 +116,18 @@ fn every_bit_counts() {
     }
     assert_eq!(copy.get(5).unwrap(), core.get(5).unwrap());
 }
+
+/// What the owner brings is not what a peer claims: the writer that takes it in goes on writing.
+#[test]
+fn a_writer_that_unpacks_its_own_core_is_not_behind() {
+    let (from, to) = (store(1), store(2));
+    let core = from.core(&Open::pair(pair(1))).unwrap();
+    write(&core, 20);
+    let copy = to.core(&Open::pair(pair(1))).unwrap();
+    packed(&core).iter().for_each(|message| {
+        copy.unpack(message).unwrap();
+    });
+    assert_eq!(copy.frozen(), Ok(None));
+    write(&copy, 25);
+    assert_eq!(copy.get(24).unwrap(), block(24, 24 * 37 % 101));
+}

@@ -24,6 +24,15 @@ impl Core {
     /// Checks a proof, and keeps what it proves. Nothing is kept if it fails. What is kept is on the disk after
     /// the next sync of the store.
     pub fn accept(&self, proof: &Proof, manifest: Option<&Manifest>) -> Result<Gained, DataError> {
+        self.take(proof, manifest, true)
+    }
+
+    pub(super) fn take(
+        &self,
+        proof: &Proof,
+        manifest: Option<&Manifest>,
+        from_peer: bool,
+    ) -> Result<Gained, DataError> {
         let mut inner = self.store.lock();
         inner.relieve()?;
         let (state, _) = inner.parts(self.id)?;
@@ -31,7 +40,8 @@ impl Core {
         if let Some(conflict @ Frozen::Conflict { .. }) = frozen::frozen(state) {
             return Err(conflict.error(state.head.length));
         }
-        if proof.upgrade.is_some()
+        if from_peer
+            && proof.upgrade.is_some()
             && inner.written.contains(&self.id)
             && !self.note_behind(&mut inner, &verifier, proof)?
         {

@@ -41,13 +41,21 @@ impl Core {
         if data.encode() != message || data.request != 0 || data.manifest.is_some() {
             return Err(DataError::Malformed("a message that is not as it was packed"));
         }
+        if let Some(upgrade) = &data.proof.upgrade {
+            let mut inner = self.store.lock();
+            let verifier = &inner.parts(self.id)?.0.verifier;
+            if verifier.as_ref().is_some_and(|verifier| !verifier.is_exact(&upgrade.signature)) {
+                return Err(DataError::BadSignature);
+            }
+        }
         let head = self.head()?;
         if data.proof.fork != head.fork && head.length == 0 && data.proof.upgrade.is_some() {
             let (head, nodes, signature) = self.check_fork(&data.proof, None)?;
             self.adopt_fork(NewFork { head, nodes, signature, ancestors: 0 })?;
             return Ok(None);
         }
-        let Gained { block, .. } = self.accept(&data.proof, None)?;
+        // The owner brings it, not a peer: a writer that takes it in is not behind.
+        let Gained { block, .. } = self.take(&data.proof, None, false)?;
         Ok(block)
     }
 
