@@ -23,7 +23,7 @@ pub use cloudpal_api::AUDIT_CORE as AUDIT;
 const CURSOR: &[u8] = b"audit";
 const BATCH: usize = 500;
 /// After a failure, as of a full disk.
-const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_secs(60);
 
 /// What the core has.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -144,15 +144,16 @@ pub async fn run(brain: Brain, data: Arc<DataHost>) {
     let mut writer = Writer { brain, data, next: None, running: BTreeSet::new() };
     loop {
         changes.borrow_and_update();
-        match writer.catch_up().await {
-            Ok(()) if changes.changed().await.is_err() => return,
-            Ok(()) => {}
-            Err(problem) => {
-                tracing::warn!(%problem, "the audit logs are behind; it is tried again");
-                // All are looked at anew.
+        let gone = match writer.catch_up().await {
+            Ok(true) => changes.changed().await.is_err(),
+            Ok(false) | Err(_) => {
+                // All are looked at anew, soon or when something is asked.
                 (writer.next, writer.running) = (None, BTreeSet::new());
-                tokio::time::sleep(PAUSE).await;
+                matches!(tokio::time::timeout(PAUSE, changes.changed()).await, Ok(Err(_)))
             }
+        };
+        if gone {
+            return;
         }
     }
 }
@@ -166,12 +167,17 @@ struct Writer {
 }
 
 impl Writer {
-    async fn catch_up(&mut self) -> Result<(), Problem> {
+    /// Answers whether all logs are whole. One that cannot be written, as of a damaged store, holds up no other.
+    async fn catch_up(&mut self) -> Result<bool, Problem> {
+        let mut whole = true;
         if self.next.is_none() {
             let view = self.brain.view().await?;
             let mut first = u32::MAX;
             for tenant in &view.tenants {
-                first = first.min(self.data.open(tenant).await?.audited());
+                match self.data.open(tenant).await {
+                    Ok(data) => first = first.min(data.audited()),
+                    Err(_) => whole = false,
+                }
             }
             self.next = Some(OperationId(if first == u32::MAX { 0 } else { first }));
         }
@@ -182,19 +188,20 @@ impl Writer {
         loop {
             let next = self.next.unwrap_or(OperationId(0));
             let more = self.brain.operations_from(next, BATCH).await?;
-            let whole = more.len() == BATCH;
+            let last = more.len() < BATCH;
             if let Some(last) = more.last() {
                 self.next = Some(OperationId(last.id.0 + 1));
             }
             found.extend(more);
-            self.write(std::mem::take(&mut found)).await?;
-            if !whole {
-                return Ok(());
+            whole &= self.write(std::mem::take(&mut found)).await?;
+            if last {
+                return Ok(whole);
             }
         }
     }
 
-    async fn write(&mut self, operations: Vec<OperationView>) -> Result<(), Problem> {
+    async fn write(&mut self, operations: Vec<OperationView>) -> Result<bool, Problem> {
+        let mut whole = true;
         let mut by_tenant = BTreeMap::<TenantId, Vec<OperationView>>::new();
         for operation in operations {
             if matches!(operation.state, view::OperationState::Running { .. }) {
@@ -205,20 +212,22 @@ impl Writer {
             }
         }
         if by_tenant.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let view = self.brain.view().await?;
         for (tenant, operations) in by_tenant {
             // One that is gone has taken its log along.
             let Some(tenant) = view.tenants.iter().find(|known| known.id == tenant) else { continue };
-            let data = self.data.open(tenant).await?;
-            let written = blocking(move || data.audit(&operations)).await;
+            let written = match self.data.open(tenant).await {
+                Ok(data) => blocking(move || data.audit(&operations)).await,
+                Err(problem) => Err(problem),
+            };
             if let Err(problem) = written {
-                tracing::warn!(tenant = %tenant.name, %problem, "the audit log is not written");
-                return Err(problem);
+                tracing::warn!(tenant = %tenant.name, %problem, "the audit log is behind; it is tried again");
+                whole = false;
             }
         }
-        Ok(())
+        Ok(whole)
     }
 }
 

@@ -3,8 +3,8 @@
 //! ```text
 //!   journal: these cores are coming ─► each block, checked ─► journal: these names are to be ─► the names
 //! ```
-//! Invariants: nothing is stored that its signed tree does not prove; until all is here and on the disk no name
-//! leads to any of it; after a crash the cores of an unfinished import are removed, and a finished one is brought to its end.
+//! Invariants: nothing is stored that its signed tree does not prove; until all is here and on the disk no name leads
+//! to any of it; after a crash the cores of an unfinished import are removed, and a finished one is brought to its end.
 
 use super::{
     TenantData,
