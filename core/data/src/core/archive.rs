@@ -10,7 +10,8 @@
 use super::{Core, Gained, read::read_checked};
 use crate::error::DataError;
 use crate::proof::{self, Data, Proof, Request, UpgradeWanted, Wanted};
-use crate::replication::NewFork;
+use crate::replication::{NewFork, Replica};
+use crate::signature::MultiSignature;
 use crate::store::state::SignedHead;
 use crate::tree::Head;
 
@@ -41,6 +42,7 @@ impl Core {
         if data.encode() != message || data.request != 0 || data.manifest.is_some() {
             return Err(DataError::Malformed("a message that is not as it was packed"));
         }
+        self.check_envelope(&data.proof)?;
         let head = self.head()?;
         if data.proof.fork != head.fork && head.length == 0 && data.proof.upgrade.is_some() {
             let (head, nodes, signature) = self.check_fork(&data.proof, None)?;
@@ -49,6 +51,21 @@ impl Core {
         }
         let Gained { block, .. } = self.accept(&data.proof, None)?;
         Ok(block)
+    }
+
+    /// What a verifier passes over must be as signers leave it, so that damage there is found, too.
+    fn check_envelope(&self, proof: &Proof) -> Result<(), DataError> {
+        let manifest =
+            Replica::manifest(self).filter(|manifest| manifest.version > 0 && !manifest.allow_patch);
+        let (Some(upgrade), Some(_)) = (&proof.upgrade, manifest) else { return Ok(()) };
+        if upgrade.signature.is_empty() {
+            return Ok(()); // of a prologue
+        }
+        let envelope = MultiSignature::decode(&upgrade.signature)?;
+        if envelope.patch.is_empty() && envelope.parts.iter().all(|part| part.patch == 0) {
+            return Ok(());
+        }
+        Err(DataError::Malformed("a signature with a patch, where the manifest allows none"))
     }
 
     /// The answer to a request, as it was at a tree that was signed before.
