@@ -10,6 +10,8 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 #[derive(clap::Args)]
@@ -38,16 +40,19 @@ const WORKS: [Work; 2] = [
 /// A program that answers in lines of JSON; it ends when this is dropped.
 struct Program {
     child: Child,
-    stdin: ChildStdin,
+    stdin: Option<ChildStdin>,
     lines: BufReader<ChildStdout>,
 }
+
+/// How long a program may take to end by itself, and to remove the files that it has made.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 impl Program {
     fn start(program: &str, arguments: &[&str], dir: &Path) -> Result<Self> {
         let mut command = shell::command(program, arguments);
-        command.current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.env("TMPDIR", work_dir()).current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
-        let stdin = child.stdin.take().context("no standard input")?;
+        let stdin = Some(child.stdin.take().context("no standard input")?);
         let lines = BufReader::new(child.stdout.take().context("no standard output")?);
         Ok(Program { child, stdin, lines })
     }
@@ -67,16 +72,27 @@ impl Program {
     }
 
     fn ask(&mut self, command: Value) -> Result<Value> {
-        writeln!(self.stdin, "{command}")?;
+        writeln!(self.stdin.as_mut().context("no standard input")?, "{command}")?;
         self.hear()
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
+        // Each ends when there is nothing more to be told; one that is killed leaves its files behind.
+        drop(self.stdin.take());
+        let started = Instant::now();
+        while started.elapsed() < ENDS_WITHIN && matches!(self.child.try_wait(), Ok(None)) {
+            thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Where all of them keep their files; one that has to be killed leaves some.
+fn work_dir() -> PathBuf {
+    paths::target().join("bench-replication")
 }
 
 fn golden() -> PathBuf {
@@ -136,10 +152,10 @@ pub fn run(options: &Options) -> Result<()> {
     shell::run(&mut shell::cargo(&["build", "--release", "-p", "cloudpal-host", "--example", "data_peer"]))?;
     let ours = paths::target().join("release/examples/data_peer");
     let ours = ours.to_str().context("the path of the working tree is no text")?;
-    let mut rows = Vec::new();
-    for work in &WORKS {
-        rows.extend(measure(ours, work, options.rounds)?);
-    }
+    fs::create_dir_all(work_dir()).context("cannot make the directory of the benchmark")?;
+    let measured = WORKS.iter().map(|work| measure(ours, work, options.rounds)).collect::<Result<Vec<_>>>();
+    fs::remove_dir_all(work_dir()).context("cannot remove the directory of the benchmark")?;
+    let rows: Vec<Row> = measured?.into_iter().flatten().collect();
     println!("\n{} rounds, medians, interleaved\n", options.rounds);
     table::print(&rows);
     let kept = json!({"bench": "replication", "rounds": options.rounds, "rows": rows});

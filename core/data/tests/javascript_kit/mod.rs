@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the scripts are, or `None`, and it is said, where they cannot run.
 pub fn golden_dir() -> Option<PathBuf> {
@@ -35,7 +35,7 @@ pub fn unhex(text: &str) -> Vec<u8> {
 /// A running program. It is killed when this is dropped.
 pub struct Peer {
     child: Child,
-    stdin: ChildStdin,
+    stdin: Option<ChildStdin>,
     lines: Receiver<Value>,
 }
 
@@ -49,7 +49,7 @@ impl Peer {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let stdin = child.stdin.take().unwrap();
+        let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -64,7 +64,7 @@ impl Peer {
     }
 
     pub fn tell(&mut self, command: &Value) {
-        writeln!(self.stdin, "{command}").unwrap();
+        writeln!(self.stdin.as_mut().unwrap(), "{command}").unwrap();
     }
 
     /// The next line that it prints.
@@ -89,6 +89,12 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // It ends when it is told nothing more, and removes its files, which one that is killed leaves behind.
+        drop(self.stdin.take());
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(5) && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.kill();
     }
 }
