@@ -80,6 +80,13 @@ impl Drop for Host {
         if self.daemon.is_some() {
             self.end("-TERM");
         }
+        // The namespaces were mounted where only the daemon saw it; their empty files are seen by all.
+        let prefix = format!("{}-t", self.instance());
+        for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                let _gone = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
