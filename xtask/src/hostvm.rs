@@ -57,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-/// What is run with all other tests: the network, and the owner's day on the embedded VMM.
+/// What is run with all other tests: the network, and the embedded VMM's suite and the owner's day on it.
 pub fn test() -> Result<()> {
     test::run(&test::Options::usual())
 }
