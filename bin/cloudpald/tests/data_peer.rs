@@ -40,6 +40,8 @@ impl Peer {
         let mut command = Command::new("nsenter");
         command.args(["-t", &pid, "--mount", "ip", "netns", "exec", &namespace, "node"]);
         command.arg(golden.join("drive_peer.js")).args(arguments).current_dir(golden);
+        // Killed, it leaves what it stored; that goes with the host's files.
+        command.env("TMPDIR", host.path(""));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();

@@ -31,6 +31,10 @@ impl DrivePeer {
         let script = golden.join("drive_peer.js");
         let mut command = place.exec("node", &[&script.to_string_lossy()]);
         command.args(arguments).current_dir(golden);
+        // Killed, it leaves what it stored; that goes with the world's files.
+        if let Some(files) = log.parent() {
+            command.env("TMPDIR", files);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(fs::File::create(&log)?);
         let mut child = command.spawn().context("cannot start node")?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
