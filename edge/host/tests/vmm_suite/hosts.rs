@@ -52,7 +52,7 @@ pub async fn faults_refuse_nothing(stage: Stage) {
     let limit = getrlimit(Resource::Nofile);
     let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
     let tap = stage.world.tap.dup().unwrap();
-    let mut failed = 0;
+    let (mut failed, mut awake) = (0, None);
     for room in [0, 1, 2, 4, 7, 10] {
         let tap = tap.try_clone().unwrap();
         setrlimit(Resource::Nofile, Rlimit { current: Some(open + room), maximum: limit.maximum }).unwrap();
@@ -61,12 +61,20 @@ pub async fn faults_refuse_nothing(stage: Stage) {
         match woken {
             Err(WakeError::Failed(problem)) => eprintln!("room for {room} descriptors: {problem}"),
             Err(WakeError::SnapshotRefused { why }) => panic!("room for {room} descriptors: refused: {why}"),
-            Ok(_) => panic!("room for {room} descriptors, and it woke"),
+            // With a VMM that waits already, so many are enough.
+            Ok(vm) => {
+                awake = Some(vm);
+                break;
+            }
         }
-        failed += u32::from(stage.has_snapshot());
+        assert!(stage.has_snapshot(), "room for {room} descriptors: the snapshot is gone");
+        failed += 1;
     }
-    assert_eq!(failed, 6, "the snapshot is gone");
-    let vm = stage.wake_by_packet().await;
+    assert!(failed >= 3, "it woke with room for hardly a descriptor");
+    let vm = match awake {
+        Some(vm) => vm,
+        None => stage.wake_by_packet().await,
+    };
     assert_eq!(run(&vm, "cat /tmp/file").await, "only in memory");
     vm.kill().await;
 }
