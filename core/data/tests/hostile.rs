@@ -153,6 +153,16 @@ fn any_request() -> impl Strategy<Value = Request> {
         .prop_map(|(block, hash, seek, upgrade)| Request { block, hash, seek, upgrade })
 }
 
+/// Whether a reader of so many blocks can know the node that it says it knows, so many levels above the one at this
+/// place of the tree: one that ends beyond its blocks is in no tree of its own.
+fn can_know(node: u128, levels: u64, blocks: u64) -> bool {
+    let (height, blocks) = (node.trailing_ones(), u128::from(blocks));
+    let first = (node + 1 - (1 << height)) / 2;
+    let Some(levels) = u32::try_from(levels).ok().filter(|levels| levels + height < 64) else { return false };
+    let span = 1_u128 << (height + levels);
+    first >= blocks || (first / span + 1) * span <= blocks
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -171,6 +181,11 @@ proptest! {
             proved.value = block(proved.index, (proved.index * 37) % 101);
         }
         let start = request.upgrade.map_or(length, |upgrade| upgrade.start.min(length));
+        let block = request.block.map(|block| (u128::from(block.index) * 2, block.nodes));
+        let hash = request.hash.map(|hash| (hash.index.into(), hash.nodes));
+        if [block, hash].into_iter().flatten().any(|(node, levels)| !can_know(node, levels, start)) {
+            return Ok(());
+        }
         let (known, below) = grown(start);
         let checked = proof::check(&known, &below, &verifier(), &proof);
         prop_assert_eq!(checked.map(|checked| checked.head), Ok(head));
