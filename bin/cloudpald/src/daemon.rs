@@ -79,8 +79,7 @@ impl Daemon {
         let chosen = driver::choose(&settings)?;
         let driver = chosen.driver.clone();
         let net = Arc::new(NetHost::start(net_settings(&settings)).await?);
-        let tenants: Vec<_> = engine.view().tenants.iter().map(|tenant| tenant.id).collect();
-        net.remove_others(&tenants).await?;
+        net.remove_others(&engine.tenants()).await?;
         tracing::info!(driver = chosen.explain(), network = net.explain(), "the host");
 
         let (brain, inbox) = brain::channel();

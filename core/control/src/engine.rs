@@ -87,8 +87,10 @@ impl<S: Store> Engine<S> {
         for app in apps {
             adoptions.extend(engine.take_in_app(now, app)?);
         }
-        for tenant in engine.household.tenants.keys().copied().collect::<Vec<_>>() {
-            engine.net_changed(tenant);
+        for tenant in engine.tenants() {
+            if !engine.tenant_left(now, tenant) {
+                engine.net_changed(tenant);
+            }
         }
         engine.effects.extend(adoptions);
         engine.resume_installs(now);
@@ -275,6 +277,11 @@ impl<S: Store> Engine<S> {
         let machines = self.household.apps.values().filter_map(|app| app.machine.next_deadline());
         let nets = self.household.tenants.values().filter_map(|tenant| tenant.net.retry_at_us);
         machines.chain(nets).chain(self.later.due_us()).min()
+    }
+
+    /// Whose networks the host must have: also of those that are just leaving, and that no [`Engine::view`] shows.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        self.household.tenants.keys().copied().collect()
     }
 
     /// What the daemon needs to build the machine's VMM; `None`: there is no such machine.

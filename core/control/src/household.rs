@@ -60,6 +60,7 @@ pub struct App {
 
 #[derive(Default)]
 pub struct Household {
+    /// Also those that are removed, until their last machine has ended.
     pub tenants: BTreeMap<TenantId, Tenant>,
     pub apps: BTreeMap<MachineId, App>,
     pub installs: BTreeMap<OperationId, InstallRecord>,
@@ -132,7 +133,8 @@ impl Household {
     }
 
     pub fn tenant(&self, name: &Name) -> Result<&Tenant, Problem> {
-        self.tenants.values().find(|tenant| tenant.record.name == *name).ok_or_else(|| {
+        let is_it = |tenant: &&Tenant| tenant.record.name == *name && !tenant.record.leaving;
+        self.tenants.values().find(is_it).ok_or_else(|| {
             let mend = "`cloudpal tenant list` shows those that exist";
             Problem::new(Kind::NotFound, format!("there is no tenant {name}"), mend)
         })

@@ -10,8 +10,13 @@ use cloudpal_model::store::Store;
 
 impl<S: Store> Engine<S> {
     pub fn view(&self) -> View {
-        let mut tenants: Vec<TenantView> =
-            self.household.tenants.values().map(|t| self.tenant_view(t)).collect();
+        let mut tenants: Vec<TenantView> = self
+            .household
+            .tenants
+            .values()
+            .filter(|t| !t.record.leaving)
+            .map(|t| self.tenant_view(t))
+            .collect();
         tenants.sort_by(|a, b| a.name.cmp(&b.name));
         View { tenants }
     }

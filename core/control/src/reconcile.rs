@@ -102,7 +102,7 @@ impl<S: Store> Engine<S> {
         }
         match app.machine.state().clone() {
             State::Killed { reason } if !was_killed => self.machine_killed(now, id, reason),
-            State::Removed => self.machine_ended_for_ever(id),
+            State::Removed => self.machine_ended_for_ever(now, id),
             _ if fell_asleep => self.save_later(now.mono_us.saturating_add(COMFORT_WRITE_US), id),
             _ => {}
         }
@@ -134,13 +134,14 @@ impl<S: Store> Engine<S> {
     }
 
     /// The VMM of a removed app is no more: its files may go.
-    fn machine_ended_for_ever(&mut self, id: MachineId) {
+    fn machine_ended_for_ever(&mut self, now: Now, id: MachineId) {
         let Some(app) = self.household.apps.remove(&id) else { return };
         if let Some(tenant) = self.household.tenants.get_mut(&app.record.tenant) {
             tenant.machines.remove(&id);
         }
         self.leaving.insert(id);
         self.effects.push(Effect::RemoveMachine { machine: id });
+        self.tenant_left(now, app.record.tenant);
     }
 
     pub(crate) fn machine_removed(&mut self, now: Now, id: MachineId) {

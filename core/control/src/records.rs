@@ -49,6 +49,9 @@ pub struct TenantRecord {
     pub private_key: PrivateKey,
     pub listen_port: u16,
     pub added_wall_ms: u64,
+    /// Removed, for everybody but the machines of its apps that have not ended yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,10 @@ use crate::{
     request::Accepted,
     settings::MAX_TENANTS,
 };
-use cloudpal_model::{Kind, Name, Now, Problem, TenantId, store::Store};
+use cloudpal_model::{
+    Kind, Name, Now, Problem, TenantId,
+    store::{Change, Store},
+};
 use cloudpal_net::{domain::Domain, keys::KeyPair, plan::Subnets};
 use std::{
     collections::BTreeSet,
@@ -53,6 +56,7 @@ impl<S: Store> Engine<S> {
             private_key: KeyPair::from_random(key).private,
             listen_port,
             added_wall_ms: now.wall_ms,
+            leaving: false,
         };
         draft.put(records::TENANT, id.0, &record)?;
         let operation = self.commit(draft)?;
@@ -71,7 +75,8 @@ impl<S: Store> Engine<S> {
         })
     }
 
-    /// Takes its devices along; not its apps, which hold the owner's data.
+    /// Takes its devices along; not its apps, which hold the owner's data. Machines of apps that were just removed end
+    /// first, and nobody needs to wait for them.
     pub(crate) fn tenant_remove(&mut self, now: Now, actor: &str, name: &Name) -> Result<Accepted, Problem> {
         let tenant = self.household.tenant(name)?;
         let id = tenant.record.id;
@@ -83,20 +88,36 @@ impl<S: Store> Engine<S> {
                 format!("remove them first: `cloudpal app list {name}`"),
             ));
         }
-        if !tenant.machines.is_empty() {
-            let what = format!("an app of tenant {name} is just being removed");
-            return Err(Problem::new(Kind::Refused, what, "try again in a moment"));
-        }
+        let record = TenantRecord { leaving: true, ..tenant.record.clone() };
         let mut draft = self.draft(now, actor, format!("tenant remove {name}"), String::new());
         draft.operation.tenant = Some(id);
-        draft.delete(records::TENANT, id.0);
+        draft.put(records::TENANT, id.0, &record)?;
         for device in tenant.devices.values() {
             draft.delete(records::DEVICE, device.id.0);
         }
-        draft.put(records::GONE_TENANT, id.0, &id)?;
         let operation = self.commit(draft)?;
-        self.household.tenants.remove(&id);
-        self.effects.push(Effect::RemoveNet { tenant: id });
+        if let Some(tenant) = self.household.tenants.get_mut(&id) {
+            tenant.record = record;
+            tenant.devices.clear();
+        }
+        if !self.tenant_left(now, id) {
+            self.net_changed(id);
+        }
         Ok(Accepted::Done { operation })
+    }
+
+    /// Whether the tenant was removed and its last machine has ended: then its network and its data go.
+    pub(crate) fn tenant_left(&mut self, now: Now, id: TenantId) -> bool {
+        let left = |tenant: &Tenant| tenant.record.leaving && tenant.machines.is_empty();
+        if !self.household.tenants.get(&id).is_some_and(left) {
+            return false;
+        }
+        self.household.tenants.remove(&id);
+        let gone = records::put(records::key(records::GONE_TENANT, id.0), &id);
+        self.write_later(gone, now.mono_us);
+        let key = records::key(records::TENANT, id.0);
+        self.write_later(Ok(Change::Delete { key }), now.mono_us);
+        self.effects.push(Effect::RemoveNet { tenant: id });
+        true
     }
 }

@@ -312,18 +312,53 @@ fn a_revoked_device_is_no_part_of_the_next_plan() {
     assert_eq!(plan.devices, []);
 }
 
-#[test]
-fn removing_an_app_ends_its_vmm_first_and_is_finished_after_a_restart() {
-    let disk = Disk::default();
-    let mut engine = lived_in(&disk);
+/// The app `cal` runs, and was just removed.
+fn removing(disk: &Disk) -> Engine<Disk> {
+    let mut engine = lived_in(disk);
     engine.event(at(2), Event::PacketWaiting { machine: MachineId(1) });
     machine(&mut engine, 2, LifeEvent::Started);
     engine.take_effects();
     ask(&mut engine, Request::AppRemove { tenant: name("ada"), name: name("cal") }).unwrap();
     assert_eq!(commands(&engine.take_effects()), [Command::Kill]);
+    engine
+}
+
+#[test]
+fn a_removed_tenant_waits_for_its_last_machine_and_nobody_else_does() {
+    let disk = Disk::default();
+    let mut engine = removing(&disk);
+    ask(&mut engine, Request::TenantRemove { name: name("ada") }).unwrap();
+    assert_eq!(engine.view().tenants, []);
+    let effects = engine.take_effects();
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::RemoveNet { .. })), "{effects:?}");
+    let again = ask(&mut engine, Request::TenantRemove { name: name("ada") }).unwrap_err();
+    assert_eq!(again.kind, Kind::NotFound);
+    drop(engine);
+
+    let mut engine = open(&disk).unwrap();
+    assert_eq!(engine.view().tenants, []);
+    assert_eq!(engine.tenants(), [TenantId(1)], "its namespace holds a machine yet");
+    assert_eq!(commands(&engine.take_effects()), [Command::Adopt]);
+    machine(&mut engine, 3, LifeEvent::Adopted);
+    assert_eq!(commands(&engine.take_effects()), [Command::Kill]);
+    machine(&mut engine, 3, LifeEvent::Exited { clean: true, why: "killed".to_owned() });
+    let effects = engine.take_effects();
+    let [Effect::RemoveMachine { machine: MachineId(1) }, Effect::RemoveNet { tenant: TenantId(1) }] =
+        effects.as_slice()
+    else {
+        panic!("{effects:?}");
+    };
+    engine.event(at(4), Event::MachineRemoved { machine: MachineId(1) });
+    engine.event(at(5), Event::NetRemoved { tenant: TenantId(1) });
+    assert_eq!(open(&disk).unwrap().take_effects().len(), 0);
+    ask(&mut engine, Request::TenantAdd { name: name("ada"), subnet_v4: None, prefix_v6: None }).unwrap();
+}
+
+#[test]
+fn removing_an_app_ends_its_vmm_first_and_is_finished_after_a_restart() {
+    let disk = Disk::default();
+    let engine = removing(&disk);
     assert_eq!(engine.view().tenants[0].apps, []);
-    let problem = ask(&mut engine, Request::TenantRemove { name: name("ada") }).unwrap_err();
-    assert_eq!(problem.kind, Kind::Refused);
     drop(engine);
 
     let mut engine = open(&disk).unwrap();
