@@ -25,7 +25,7 @@ use crate::{
 };
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 use std::{
@@ -187,6 +187,20 @@ impl Spare {
         if let Some(diff) = wake.diff {
             snapshot::diff::apply(diff, &self.memory)?;
         }
+        self.restore(state)?;
+        self.bus.plug(wake.devices)?;
+        self.bus.com1().set_output(wake.com1);
+        self.bus.restore_devices(&state.devices)?;
+        if let Some(registers) = state.com1 {
+            self.bus.restore_com1(registers)?;
+        }
+        self.memory.renew()?;
+        self.bus.announce_wake();
+        Ok(self.machine(host, Some(base)))
+    }
+
+    /// Everything that KVM has, in its order.
+    fn restore(&mut self, state: &State) -> Result<(), Error> {
         for (vcpu, saved) in self.vcpus.iter_mut().zip(&state.vcpus) {
             vcpu.show(saved.cpuid.clone())?;
             vcpu_state::restore(&vcpu.fd, saved)?;
@@ -199,15 +213,24 @@ impl Spare {
         for chip in &state.irqchips {
             self.vm.set_irqchip(chip).doing("restore an interrupt controller")?;
         }
-        self.bus.plug(wake.devices)?;
-        self.bus.com1().set_output(wake.com1);
-        self.bus.restore_devices(&state.devices)?;
-        if let Some(registers) = state.com1 {
-            self.bus.restore_com1(registers)?;
+        Ok(())
+    }
+
+    /// Goes through a wake with the spare's own state, which leaves it as it is: what code and KVM do for the first
+    /// time is slow, and at the wake somebody waits for it.
+    pub fn rehearse(&mut self, host: &Host) -> Result<(), Error> {
+        let mut vcpus = Vec::with_capacity(self.vcpus.len());
+        for vcpu in &self.vcpus {
+            let mut state = vcpu_state::save(&vcpu.fd, &vcpu.cpuid, &host.msrs)?;
+            vcpu_state::leave_out_time(&mut state);
+            vcpus.push(state);
         }
-        self.memory.renew()?;
-        self.bus.announce_wake();
-        Ok(self.machine(host, Some(base)))
+        let (pit, clock, irqchips) = controllers(&self.vm)?;
+        let com1 = Some(self.bus.com1().save());
+        let (memory_bytes, pairing, devices) = (self.memory.bytes(), [0; 16], Vec::new());
+        let state = State { memory_bytes, pairing, vcpus, pit, clock, irqchips, com1, devices };
+        let read = State::decode(&state.encode()).map_err(snapshot::Refusal::from)?;
+        self.restore(&read)
     }
 
     pub(crate) fn vcpu_count(&self) -> usize {
@@ -290,13 +313,7 @@ impl Machine {
             vcpu.finish_exit(&self.bus, &mut NoPorts)?;
             vcpus.push(vcpu_state::save(&vcpu.fd, &vcpu.cpuid, &self.msrs)?);
         }
-        let pit = self.vm.get_pit2().doing("save the timer")?;
-        let clock = self.vm.get_clock().doing("save the clock")?;
-        let mut irqchips = [kvm_irqchip::default(); 3];
-        for (chip, id) in irqchips.iter_mut().zip(IRQCHIPS) {
-            chip.chip_id = id;
-            self.vm.get_irqchip(chip).doing("save an interrupt controller")?;
-        }
+        let (pit, clock, irqchips) = controllers(&self.vm)?;
         let mut com1 = self.bus.com1();
         com1.flush();
         Ok(State {
@@ -310,4 +327,16 @@ impl Machine {
             devices: self.bus.save_devices(),
         })
     }
+}
+
+/// Timer, clock and interrupt controllers.
+fn controllers(vm: &VmFd) -> Result<(kvm_pit_state2, kvm_clock_data, [kvm_irqchip; 3]), Error> {
+    let pit = vm.get_pit2().doing("save the timer")?;
+    let clock = vm.get_clock().doing("save the clock")?;
+    let mut irqchips = [kvm_irqchip::default(); 3];
+    for (chip, id) in irqchips.iter_mut().zip(IRQCHIPS) {
+        chip.chip_id = id;
+        vm.get_irqchip(chip).doing("save an interrupt controller")?;
+    }
+    Ok((pit, clock, irqchips))
 }

@@ -54,6 +54,15 @@ pub(crate) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), Error> {
     tell_of_pause(vcpu)
 }
 
+/// For a vCPU that has never run, and is given its state back: its counter goes on meanwhile, and KVM would take the
+/// vCPUs' counters for different ones.
+pub(crate) fn leave_out_time(state: &mut VcpuState) {
+    const TSC: u32 = 0x10;
+    const TSC_ADJUST: u32 = 0x3b;
+    const TSC_DEADLINE: u32 = 0x6e0;
+    state.msrs.retain(|msr| !matches!(msr.index, TSC | TSC_ADJUST | TSC_DEADLINE));
+}
+
 /// Tells a guest with kvm-clock that it stood still, so that its watchdogs forgive; without one KVM answers EINVAL.
 pub(crate) fn tell_of_pause(vcpu: &VcpuFd) -> Result<(), Error> {
     match vcpu.kvmclock_ctrl() {

@@ -5,6 +5,7 @@ mod driver;
 use cloudpal_vmm::virtio::{
     Device,
     blk::{BYTES_PER_CALL, Blk},
+    hold::Hold,
     mmio::{FEATURE_EVENT_INDEX, register},
     rate::{Limit, Limiter, Limits},
 };
@@ -201,6 +202,41 @@ fn a_limit_holds_requests_back_until_its_timer_rings() {
     }
     // 8 KiB, less the burst, at 100 kB/s.
     assert!(start.elapsed().as_millis() >= 70, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_held_disk_is_read_and_does_not_change_before_its_release() {
+    let (file, hold) = (disk(), Hold::new(true).expect("an event"));
+    let device = blk(&file, false).held_by(hold.clone());
+    assert_eq!(device.sources().len(), 1, "the release is heard");
+    let mut rig = Rig::ready(device, FLUSH);
+    assert_eq!(ask(&mut rig, IN, 7, &[(DATA, 512, WRITE)]).0, 0);
+    assert_eq!(ask(&mut rig, DO_FLUSH, 0, &[]).0, 0, "there is nothing yet that it could make durable");
+    let on_disk = || {
+        let mut bytes = [0; 1024];
+        file.read_exact_at(&mut bytes, 9 * 512).expect("a disk");
+        (bytes[0], bytes[512])
+    };
+    let before = rig.used(0);
+    for (head, request, sector) in [(0_u64, OUT, 9_u64), (3, WRITE_ZEROES, 0), (6, IN, 9)] {
+        rig.put(HEADER + 32 * head, &[&request.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
+        let flag = if request == IN { WRITE } else { 0 };
+        let (data, len) = if request == WRITE_ZEROES { (DATA + 0x2000, 16) } else { (DATA, 512) };
+        let status = (STATUS + head, 1, WRITE);
+        rig.chain(0, head as u16, &[(HEADER + 32 * head, 16, 0), (data, len, flag), status]);
+    }
+    rig.put(STATUS, &[0xee; 7]);
+    rig.put(DATA, &[0xaa; 512]);
+    rig.put(DATA + 0x2000, &range(10, 1, 0));
+    for _ in 0..3 {
+        let work = rig.notify(0);
+        assert!(!work.more, "it waits without being asked again and again");
+    }
+    assert_eq!((rig.used(0), on_disk()), (before, (9, 10)));
+    hold.release();
+    rig.drain(0);
+    assert_eq!((rig.used(0), on_disk()), (before + 3, (0xaa, 0)));
+    assert_eq!([0, 3, 6].map(|head| rig.bytes(STATUS + head, 1)[0]), [0; 3]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! ```text
 //!  VMM:  Ready ──Boot──────────────────────► runs ◄──Resume── paused ──Save──► paused
 //!          └─────Wake──► restored ──Resume──► │ ──────Pause─────►┘
-//!                                             └──Release: frames from the TAP are let in, until the next wake
+//!                                             └──Release: frames from the TAP are let in, and writes to the disk
 //! ```
 //! The daemon asks (`ToVmm`, numbered), the VMM answers (`FromVmm::Reply` with that number) and tells
 //! (`FromVmm::Ready`, `Ended`). An ask with `files` comes with as many descriptors, in that order, sent with the
@@ -76,7 +76,8 @@ pub enum Ask {
         verify_memory: bool,
     },
     Resume,
-    /// The guest is ready for packets: what waits in the TAP is let in, in order.
+    /// The guest is ready for packets: what waits in the TAP is let in, in order. What a woken guest wrote to its disk
+    /// meanwhile is written now.
     Release,
     /// Once answered, no vCPU runs, no device works, and no frame is taken from the TAP.
     Pause,

@@ -8,6 +8,7 @@ use cloudpal_vmm::virtio::{
     Device,
     blk::Blk,
     console::{Console, End, Port},
+    hold::Hold,
     net::{self, Net},
     rate::Limiter,
     rng::Rng,
@@ -30,29 +31,35 @@ pub struct Devices {
     pub release: Release,
 }
 
-/// Lets frames in.
-pub struct Release(Option<net::Handle>);
+/// Lets frames in, and what a woken guest writes onto its disk.
+pub struct Release {
+    net: Option<net::Handle>,
+    disk: Hold,
+}
 
 impl Release {
     pub fn release(&self) {
-        if let Some(net) = &self.0 {
+        self.disk.release();
+        if let Some(net) = &self.net {
             net.release();
         }
     }
 }
 
-pub fn make(machine: &vmm::Machine, files: &mut Files) -> Result<Devices, Refusal> {
+/// `disk_held`: the guest may run before its disk may change.
+pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Result<Devices, Refusal> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    let mut release = Release { net: None, disk: Hold::new(disk_held)? };
     for (kind, serial, read_only) in [(Handed::Root, ROOT, true), (Handed::Disk, DISK, false)] {
         if let Some(file) = files.optional(kind) {
-            devices.push(Box::new(Blk::new(file, serial, read_only, Limiter::none())?));
+            let disk = Blk::new(file, serial, read_only, Limiter::none())?;
+            devices.push(Box::new(disk.held_by(release.disk.clone())));
         }
     }
-    let mut release = Release(None);
     if let Some(tap) = files.optional(Handed::Tap) {
         let settings = net::Settings { mac: machine.mac, held: true, ..net::Settings::default() };
         let net = Net::new(tap, settings)?;
-        release.0 = Some(net.handle());
+        release.net = Some(net.handle());
         devices.push(Box::new(net));
     }
     let mut ports = Vec::new();

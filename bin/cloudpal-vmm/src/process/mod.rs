@@ -8,7 +8,8 @@
 //! ```
 //! Invariants:
 //! - Everything that needs the host's file system or more than the filter's system calls happens before `Ready`.
-//! - Before `Release` no frame is taken from the TAP; when `Pause` is answered, none is taken either.
+//! - Before `Release` no frame is taken from the TAP, and a woken guest changes nothing on its disk; when `Pause` is
+//!   answered, no frame is taken either.
 //! - Whatever comes over the channel during a `Save`, or its end, ends the save: the guest is wanted back.
 //! - Whatever comes over the channel out of turn is refused and changes nothing.
 #![allow(unsafe_code)]
@@ -88,11 +89,16 @@ fn serve(options: &Options) -> Result<(), Fatal> {
     let uid = jail::user(options.first_uid, jail::outer_pid()?);
     let shape = Shape { memory_mib: options.memory_mib, vcpus: options.vcpus, slots: devices::SLOTS };
     // It opens this process' map of pages, which shows more to root than to its user.
-    let spare = jail::as_user(uid, || Spare::make(&host, shape))??;
+    let mut spare = jail::as_user(uid, || Spare::make(&host, shape))??;
     jail::enter(uid, u64::from(options.vcpus) + OTHER_THREADS)?;
     let ended = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     filters.apply_to_process()?;
     let crew = Crew::start(options.vcpus, &threads(filters, &ended)?)?;
+    channel::rehearse()?;
+    if let Err(error) = spare.rehearse(&host) {
+        // Whoever only boots does not need it, and a wake will say so itself.
+        eprintln!("cloudpal-vmm: a wake would fail here: {error}");
+    }
     let ready = FromVmm::Ready { version: env!("CARGO_PKG_VERSION").into() };
     if channel.tell(&ready).is_err() {
         return Ok(());
@@ -336,7 +342,7 @@ impl Process {
             com1: files.optional(Handed::Console),
             devices: Vec::new(),
         };
-        let Devices { devices, release } = devices::make(&machine, &mut files)?;
+        let Devices { devices, release } = devices::make(&machine, &mut files, false)?;
         let machine = spare.boot(&self.host, Boot { devices, ..boot })?;
         let live = machine.launch_on(crew)?;
         live.resume();
@@ -351,7 +357,7 @@ impl Process {
         let (state, memory) = (files.file(Handed::State)?, files.file(Handed::Memory)?);
         let diff = files.optional(Handed::Diff);
         let com1 = files.optional(Handed::Console);
-        let Devices { devices, release } = devices::make(&machine, &mut files)?;
+        let Devices { devices, release } = devices::make(&machine, &mut files, true)?;
         let state = snapshot::read_state(&state)?;
         if verify_memory {
             snapshot::verify_memory(&state, &memory)?;

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Bytes go straight between guest memory and the file. A write is in the host's page cache when it is answered, and
 //!   on the disk when the next flush is; a driver that knows no flush has each write on the disk.
+//! - While it is held, nothing that would change the file is taken from the queue, nor anything that stands behind it.
 //! - Whatever the host's disk answers (full, broken, too short), the guest gets an IO error and goes on.
 //! - One call moves `BYTES_PER_CALL` at most. A larger request stays in the queue and goes on with the next call; how
 //!   far it came is part of the state.
@@ -11,6 +12,7 @@ use super::{
     Broken, Device, GuestMemory, Mismatch, Source, Work,
     chain::{Chain, Pieces, wants_interrupt},
     copy_config,
+    hold::Hold,
     mmio::{FEATURE_EVENT_INDEX, QUEUE_SIZE_MAX},
     rate::Limiter,
 };
@@ -74,6 +76,8 @@ enum Done {
     Wholly,
     /// There is more of it than this call may move.
     Partly,
+    /// It would change the file, which it may not yet.
+    Held,
 }
 
 pub struct Blk {
@@ -82,6 +86,7 @@ pub struct Blk {
     sectors: u64,
     read_only: bool,
     limiter: Limiter,
+    hold: Option<Hold>,
     /// The driver asks for flushes itself.
     flushes: bool,
     /// So many bytes of the queue's first request are moved already.
@@ -97,7 +102,16 @@ impl Blk {
         let len = serial.len().min(id.len());
         id[..len].copy_from_slice(&serial.as_bytes()[..len]);
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR;
-        Ok(Blk { file, serial: id, sectors, read_only, limiter, flushes: false, moved: 0, faults: 0 })
+        Ok(Blk { file, serial: id, sectors, read_only, limiter, hold: None, flushes: false, moved: 0, faults: 0 })
+    }
+
+    /// Its file does not change before the hold's release.
+    pub fn held_by(self, hold: Hold) -> Blk {
+        Blk { hold: Some(hold), ..self }
+    }
+
+    fn is_held(&self) -> bool {
+        self.hold.as_ref().is_some_and(Hold::is_held)
     }
 
     fn serve_queue(&mut self, queue: &mut Queue, memory: &GuestMemory) -> Result<Work, Broken> {
@@ -111,6 +125,10 @@ impl Blk {
                 Some((_, Ok(Done::Partly))) => {
                     queue.go_to_previous_position();
                     break;
+                }
+                Some((_, Ok(Done::Held))) => {
+                    queue.go_to_previous_position();
+                    return Ok(Work { interrupt: wants_interrupt(used, queue, memory)?, ..Work::default() });
                 }
                 Some((status, Ok(Done::Wholly))) => {
                     status.copy_from(&[STATUS_OK]);
@@ -155,6 +173,7 @@ impl Blk {
             kind::IN => self
                 .transfer(&mut chain.writable, sector, budget, |pieces, file, at| pieces.read_at(file, at)),
             kind::OUT if self.read_only => Err(Fault::Io),
+            kind::OUT | kind::DISCARD | kind::WRITE_ZEROES if self.is_held() => Ok(Done::Held),
             kind::OUT => self.write(&mut chain.readable, sector, budget),
             kind::FLUSH => self.flush(),
             kind::GET_ID => {
@@ -324,7 +343,8 @@ impl Device for Blk {
     }
 
     fn sources(&self) -> Vec<Source> {
-        self.limiter.source().into_iter().map(|fd| Source { fd, queue: 0 }).collect()
+        let released = self.hold.as_ref().map(Hold::source);
+        self.limiter.source().into_iter().chain(released).map(|fd| Source { fd, queue: 0 }).collect()
     }
 
     fn reset(&mut self) {

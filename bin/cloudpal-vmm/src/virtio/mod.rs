@@ -18,6 +18,7 @@ pub mod balloon;
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod hold;
 pub mod mmio;
 pub mod net;
 pub mod rate;

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - Written as `snapshot.tmp`, made durable, then renamed: a snapshot that has its name is whole.
-//! - `take` renames it away, durably, before the guest runs again: a consumed snapshot can never be woken twice, also
-//!   not after a power cut.
+//! - `take` renames it away, durably, before the guest can change its disk: a snapshot and a disk that goes on beyond it
+//!   never meet, also not after a power cut.
 //! - It names everything that it fits to. What does not fit is refused with the reason and set aside, never tried.
 //! - A fault of the host (no descriptors, no memory) is no fault of the snapshot: it is left as it is.
 //!
@@ -273,7 +273,7 @@ pub fn unreadable(name: &str, error: &io::Error) -> WakeError {
     }
 }
 
-/// From here on it is not good any more: the guest is about to run.
+/// From here on it is not good any more: the guest is about to change its disk.
 pub fn take(dir: &Path) -> io::Result<()> {
     let consumed = consumed_path(dir);
     remove(&consumed)?;

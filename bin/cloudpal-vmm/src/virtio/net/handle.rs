@@ -1,22 +1,19 @@
 //! What the rest of the process knows of a network device, and the one thing that it says to it.
 
-use rustix::event::{EventfdFlags, eventfd};
+use crate::virtio::hold::Hold;
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::RawFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 #[derive(Clone)]
-pub struct Handle(Arc<Shared>);
-
-struct Shared {
-    held: AtomicBool,
-    released: OwnedFd,
-    counts: Counters,
+pub struct Handle {
+    hold: Hold,
+    counts: Arc<Counters>,
 }
 
 #[derive(Default)]
@@ -41,23 +38,20 @@ pub struct Counts {
 
 impl Handle {
     pub(super) fn new(held: bool) -> io::Result<Handle> {
-        let released = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Handle(Arc::new(Shared { held: held.into(), released, counts: Counters::default() })))
+        Ok(Handle { hold: Hold::new(held)?, counts: Arc::default() })
     }
 
     /// Lets in what waits in the TAP, and whatever comes: the guest is ready for it.
     pub fn release(&self) {
-        self.0.held.store(false, std::sync::atomic::Ordering::Release);
-        // It cannot be full: it counts up to 2^64.
-        let _ = rustix::io::write(&self.0.released, &1_u64.to_ne_bytes());
+        self.hold.release();
     }
 
     pub fn is_held(&self) -> bool {
-        self.0.held.load(std::sync::atomic::Ordering::Acquire)
+        self.hold.is_held()
     }
 
     pub fn counts(&self) -> Counts {
-        let counts = &self.0.counts;
+        let counts = &self.counts;
         Counts {
             received_frames: counts.received_frames.load(Relaxed),
             received_bytes: counts.received_bytes.load(Relaxed),
@@ -68,20 +62,20 @@ impl Handle {
     }
 
     pub(super) fn source(&self) -> RawFd {
-        self.0.released.as_raw_fd()
+        self.hold.source()
     }
 
     pub(super) fn received(&self, bytes: usize) {
-        self.0.counts.received_frames.fetch_add(1, Relaxed);
-        self.0.counts.received_bytes.fetch_add(bytes as u64, Relaxed);
+        self.counts.received_frames.fetch_add(1, Relaxed);
+        self.counts.received_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     pub(super) fn sent(&self, bytes: usize) {
-        self.0.counts.sent_frames.fetch_add(1, Relaxed);
-        self.0.counts.sent_bytes.fetch_add(bytes as u64, Relaxed);
+        self.counts.sent_frames.fetch_add(1, Relaxed);
+        self.counts.sent_bytes.fetch_add(bytes as u64, Relaxed);
     }
 
     pub(super) fn dropped(&self) {
-        self.0.counts.dropped_frames.fetch_add(1, Relaxed);
+        self.counts.dropped_frames.fetch_add(1, Relaxed);
     }
 }

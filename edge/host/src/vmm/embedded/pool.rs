@@ -1,7 +1,7 @@
 //! Spares of the sizes that were used lately, made in the background: what a wake does not have to wait for.
 //!
 //! Invariants: never more than [`MAX_SPARES`] wait, of at most [`MAX_CLASSES`] sizes; whoever takes one never waits for
-//! another's; all end with the pool.
+//! another's, nor shares the CPU with the making of the next while the start lasts; all end with the pool.
 
 use super::spare::{Class, Launcher, Spare};
 use cloudpal_model::Problem;
@@ -13,7 +13,7 @@ use std::{
 
 pub const MAX_SPARES: usize = 12;
 pub const MAX_CLASSES: usize = 4;
-/// A start has the CPU for itself before the next spare is made.
+/// Beyond the start's end: what woke the machine is answered before the next spare is made.
 const REFILL_DELAY: Duration = Duration::from_millis(30);
 
 pub struct Pool(Arc<Inner>);
@@ -74,7 +74,8 @@ impl Pool {
         &self.0.launcher
     }
 
-    /// One that waits, or, when there is none, one made now.
+    /// One that waits, or, when there is none, one made now. Whoever takes one says with [`Pool::refill_after`] for how
+    /// long its start lasts.
     pub async fn take(&self, class: Class) -> Result<Spare, Problem> {
         let ready = {
             let mut classes = self.0.classes();
@@ -82,11 +83,15 @@ impl Pool {
             spares.retain(Spare::is_good);
             spares.pop()
         };
-        self.refill();
         match ready {
             Some(spare) => Ok(spare),
             None => self.0.launcher.launch(class).await,
         }
+    }
+
+    /// Makes what is wanting once the start is over, however it ends: when what is returned is dropped.
+    pub fn refill_after(&self) -> RefillAfter<'_> {
+        RefillAfter(self)
     }
 
     /// This size will be used: a machine of it sleeps.
@@ -111,6 +116,14 @@ impl Pool {
             tokio::time::sleep(REFILL_DELAY).await;
             refill(inner).await;
         });
+    }
+}
+
+pub struct RefillAfter<'a>(&'a Pool);
+
+impl Drop for RefillAfter<'_> {
+    fn drop(&mut self) {
+        self.0.refill();
     }
 }
 

@@ -3,8 +3,9 @@
 //! Invariants:
 //! - The VMM gets open files and listening sockets, never a path; nothing below the run directory is its to change.
 //! - A frame is taken from the TAP only after `Release`: a start that fails before has lost none.
-//! - The snapshot is consumed, durably, before the guest's first instruction; it keeps its name when the wake fails
-//!   before that for a reason of the host's.
+//! - The snapshot is consumed, durably, before `Release`. Until then a woken guest changes nothing that lasts, neither
+//!   its disk nor the snapshot's memory: a wake cut off there can be done again. It keeps its name when the wake fails
+//!   before for a reason of the host's.
 
 use super::{
     super::{
@@ -38,6 +39,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 /// The marker file of a machine that is whole: without it a machine is not adopted.
@@ -46,6 +48,8 @@ const STARTED: &str = "started";
 const NAME: &str = "embedded";
 const CHANNEL_SOCKET: &str = "vmm.sock";
 const CONTROL_SOCKET: &str = "control.sock";
+/// Between two looks for whoever holds the machine's lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 const KERNEL_PARAMETERS: &str = "\
     console=ttyS0 quiet loglevel=4 panic=-1 reboot=k pci=off random.trust_cpu=on audit=0 lsm= \
@@ -80,6 +84,7 @@ impl Start<'_> {
     pub async fn boot(&self, tap: OwnedFd) -> Result<Arc<Machine>, Problem> {
         start::prepare(self.spec)?;
         let lock = start::lock(self.spec).await?;
+        let _refilled = self.driver.pool.refill_after();
         let booted = self.boot_locked(lock, tap).await;
         start::settle(self.spec, booted).await
     }
@@ -87,6 +92,7 @@ impl Start<'_> {
     pub async fn wake(&self, tap: OwnedFd) -> Result<Arc<Machine>, WakeError> {
         start::prepare(self.spec).map_err(WakeError::Failed)?;
         let lock = start::lock(self.spec).await.map_err(WakeError::Failed)?;
+        let _refilled = self.driver.pool.refill_after();
         let woken = self.wake_locked(lock, tap).await;
         start::settle(self.spec, woken).await
     }
@@ -134,8 +140,10 @@ impl Start<'_> {
             Denied::Failed(problem) => WakeError::Failed(problem),
         })?;
         let dir = spec.dir.clone();
-        blocking_io("waking", move || consume(&dir)).await.map_err(WakeError::Failed)?;
-        let resumed = self.resume(&started.parts).await;
+        // The guest does not wait for the host's disk; its own disk does.
+        let consumed = blocking_io("waking", move || consume(&dir));
+        let (consumed, resumed) = tokio::join!(consumed, self.resume(&started.parts));
+        consumed.map_err(WakeError::Failed)?;
         let machine = match resumed {
             Ok(()) => self.finish(started).await,
             Err(problem) => Err(start::explain_death(spec, &started.parts.process, problem).await),
@@ -199,20 +207,10 @@ impl Start<'_> {
 
     pub async fn adopt(&self) -> Result<Option<(Arc<Machine>, OwnedFd)>, Problem> {
         let spec = self.spec;
-        if !spec.run_dir.is_dir() || Lock::take(&spec.run_dir)?.is_some() {
+        if !spec.run_dir.is_dir() {
             return Ok(None);
         }
-        let lost = || {
-            let what = format!("a VMM holds {}/vmm.lock, but it is not found", spec.run_dir.display());
-            let mend = "end the VMM process of this machine by hand, then restart the daemon";
-            Problem::new(Kind::Internal, what, mend)
-        };
-        let note = Note::read(&spec.run_dir);
-        let found = note.as_ref().and_then(|note| Process::find(&spec.run_dir, note.lock_fd));
-        let (Some(note), Some(process)) = (note, found) else {
-            // It may have ended at this very moment.
-            return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
-        };
+        let Some((note, process)) = self.find_holder().await? else { return Ok(None) };
         note.is_of(NAME)?;
         let process = Arc::new(process);
         if !spec.run_dir.join(STARTED).exists() {
@@ -235,6 +233,27 @@ impl Start<'_> {
                 return Ok(None);
             }
         }
+    }
+
+    /// The VMM that holds the machine's lock; `None` once nobody does.
+    async fn find_holder(&self) -> Result<Option<(Note, Process)>, Problem> {
+        let spec = self.spec;
+        let begun = Instant::now();
+        while Lock::take(&spec.run_dir)?.is_none() {
+            let note = Note::read(&spec.run_dir);
+            let found = note.and_then(|note| Some((Process::find(&spec.run_dir, note.lock_fd)?, note)));
+            if let Some((process, note)) = found {
+                return Ok(Some((note, process)));
+            }
+            // Sent by a daemon that was killed, the lock may still be on its way to a VMM, or going down with one.
+            if begun.elapsed() > ANSWER_PATIENCE {
+                let what = format!("a VMM holds {}/vmm.lock, but it is not found", spec.run_dir.display());
+                let mend = "end the VMM process of this machine by hand, then restart the daemon";
+                return Err(Problem::new(Kind::Internal, what, mend));
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+        Ok(None)
     }
 
     async fn take_over(
