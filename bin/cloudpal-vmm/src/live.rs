@@ -5,7 +5,7 @@
 //!  Paused ───────────► Running ───────────────────────────► Ended
 //!    ▲  ◄─────────────    │                                   │
 //!    │       pause        └── drop ──► every thread joined ◄──┘
-//!    └─ launch                                    (from Paused, too)
+//!    └─ launch   run_on ──► Running               (from Paused, too)
 //! ```
 //! Invariants:
 //! - `pause` stops the vCPUs first and the devices' thread after them; when it returns, nothing of the machine runs,
@@ -119,24 +119,28 @@ impl Machine {
     /// Gives the machine threads of its own. It is paused.
     pub fn launch(self, threads: &Threads) -> Result<Live, Error> {
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
-        self.launch_on(Crew::start(count, threads)?)
+        self.begin(Crew::start(count, threads)?, Phase::Paused)
     }
 
-    /// Gives the machine these threads, one for each of its vCPUs. It is paused.
-    pub fn launch_on(mut self, crew: Crew) -> Result<Live, Error> {
+    /// Gives the machine these threads, one for each of its vCPUs, and lets it run.
+    pub fn run_on(self, crew: Crew) -> Result<Live, Error> {
+        self.begin(crew, Phase::Running)
+    }
+
+    fn begin(self, crew: Crew, phase: Phase) -> Result<Live, Error> {
         if crew.vcpus.len() != self.vcpus.len() {
             return Err(Error::Host(format!("{} threads for {} vCPUs", crew.vcpus.len(), self.vcpus.len())));
         }
-        self.start_events_on(crew.devices)?;
         let (sender, ended) = channel();
         let gate = Arc::new(Gate {
-            state: Mutex::new(State { phase: Phase::Paused, parked: 0 }),
+            state: Mutex::new(State { phase, parked: 0 }),
             changed: Condvar::new(),
             kicks: self.vcpus.iter().map(|_| Kick::default()).collect(),
             ended: Mutex::new(Some(sender)),
             on_end: crew.on_end,
         });
         let mut live = Live { machine: self, gate, ended, threads: Vec::new() };
+        // The vCPUs first: somebody may wait for what the guest says. For the devices its doorbells are kept.
         for (index, worker) in crew.vcpus.into_iter().enumerate() {
             let (vcpu, bus) = (live.machine.vcpus[index].clone(), live.machine.bus.clone());
             let (gate, kick) = (live.gate.clone(), live.gate.kicks[index].clone());
@@ -147,6 +151,10 @@ impl Machine {
                     }
                 }
             }));
+        }
+        live.machine.start_events_on(crew.devices)?;
+        if let (Phase::Running, Some(events)) = (phase, &live.machine.events) {
+            events.resume();
         }
         Ok(live)
     }

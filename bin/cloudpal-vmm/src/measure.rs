@@ -33,6 +33,9 @@ pub struct Options {
     /// Where the snapshots go.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
+    /// Where the sockets go: the daemon's lie in a file system in memory.
+    #[arg(long, value_name = "DIR")]
+    sockets_dir: PathBuf,
 }
 
 struct Size {
@@ -51,7 +54,7 @@ struct Size {
 
 pub fn run(options: &Options) -> Result<(), Error> {
     let host = Arc::new(Host::open()?);
-    let prepared = options.memory_mib.iter().map(|mib| prepare(&host, &options.dir, *mib));
+    let prepared = options.memory_mib.iter().map(|mib| prepare(&host, options, *mib));
     let mut sizes = prepared.collect::<Result<Vec<_>, _>>()?;
     for round in 0..=options.rounds {
         for size in &mut sizes {
@@ -72,7 +75,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
 }
 
 /// A guest that has worked a little: 1 MiB of its memory is in use.
-fn prepare(host: &Arc<Host>, dir: &Path, memory_mib: u32) -> Result<Size, Error> {
+fn prepare(host: &Arc<Host>, options: &Options, memory_mib: u32) -> Result<Size, Error> {
+    let dir = &options.dir;
     let mut machine = crate::booted(host, memory_mib)?;
     ask(&mut machine, protocol::TOUCH, 256)?;
     let snapshot = dir.join(format!("asleep-{memory_mib}"));
@@ -80,7 +84,7 @@ fn prepare(host: &Arc<Host>, dir: &Path, memory_mib: u32) -> Result<Size, Error>
     Snapshot::take(&mut machine, &snapshot)?;
     let pool = Pool::new(host.clone(), Shape::plain(memory_mib));
     let (save, from_pool, without_pool, boot) = (started.elapsed(), vec![], vec![], vec![]);
-    let (asleep, processes) = (processes::Asleep::make(dir, memory_mib)?, vec![]);
+    let (asleep, processes) = (processes::Asleep::make(dir, &options.sockets_dir, memory_mib)?, vec![]);
     Ok(Size { memory_mib, snapshot, pool, save, from_pool, without_pool, boot, asleep, processes })
 }
 

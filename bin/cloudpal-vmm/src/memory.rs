@@ -4,6 +4,10 @@
 use crate::{Error, error::Doing, layout, layout::RENEWAL_PAGE, snapshot::diff::Extent};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::{
+    fs::{SeekFrom, seek},
+    io::Errno,
+};
 use std::{
     fs::File,
     io,
@@ -62,20 +66,23 @@ impl Memory {
         Ok(())
     }
 
-    /// Puts the file in place of the memory, privately: what the guest writes stays with this guest.
+    /// Puts the file in place of the memory, which nobody has used yet, privately: what the guest writes stays with this
+    /// guest. Where the file has a large hole the memory stays as it is, as zero as the hole: KVM goes through all that
+    /// is replaced, and a page of a hole would first become one of the page cache.
     pub(crate) fn map_over(&self, file: &File) -> io::Result<()> {
-        let mut offset = 0;
+        let holes_from = LEAST_HOLE.max(self.bytes / MAPPINGS_MAX);
+        let pieces = with_data(file, self.bytes, holes_from)?;
+        let mut start = 0;
         for region in self.map.iter() {
-            let (start, len) = (region.as_ptr(), region.len() as usize);
-            let prot = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            // SAFETY: replaces exactly the pages of a mapping that `region` owns and unmaps in the end; guest memory
-            // is only ever accessed as volatile bytes, so that nothing holds a reference into it.
-            let at = unsafe { libc::mmap(start.cast(), len, prot, flags, file.as_raw_fd(), offset) };
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
+            let end = start + region.len();
+            for (from, to) in &pieces {
+                let (from, to) = (start.max(*from), end.min(*to));
+                if from < to {
+                    let within = region.as_ptr().wrapping_add((from - start) as usize);
+                    map_fixed(within, (to - from) as usize, file, from)?;
+                }
             }
-            offset += region.len() as i64;
+            start = end;
         }
         Ok(())
     }
@@ -208,6 +215,40 @@ impl Memory {
     }
 }
 
+/// Holes that are shorter are mapped with what is around them.
+const LEAST_HOLE: u64 = 8 << 20;
+const MAPPINGS_MAX: u64 = 32;
+
+/// The parts of a file's first bytes between its large holes, in whole pages.
+fn with_data(file: &File, bytes: u64, holes_from: u64) -> io::Result<Vec<(u64, u64)>> {
+    const PAGE: u64 = 4096;
+    let mut pieces: Vec<(u64, u64)> = Vec::new();
+    let mut at = 0;
+    while at < bytes {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) if start < bytes => start / PAGE * PAGE,
+            Ok(_) | Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno.into()),
+        };
+        at = seek(file, SeekFrom::Hole(start))?.next_multiple_of(PAGE).min(bytes);
+        match pieces.last_mut() {
+            Some((_, end)) if start < *end + holes_from => *end = at,
+            _ => pieces.push((start, at)),
+        }
+    }
+    Ok(pieces)
+}
+
+fn map_fixed(at: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<()> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: replaces pages of a mapping that a region owns and unmaps in the end; guest memory is only ever accessed
+    // as volatile bytes, so that nothing holds a reference into it.
+    let mapped = unsafe { libc::mmap(at.cast(), len, prot, flags, file.as_raw_fd(), offset) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +262,38 @@ mod tests {
         assert!(memory.write((4 << 20) - 4, &[1; 4]).is_ok());
         for at in [(4 << 20) - 3, u64::MAX - 1] {
             assert!(matches!(memory.write(at, &[1; 4]), Err(Error::OutsideMemory(_))), "{at:#x}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_holes_comes_over_the_memory_as_it_is() {
+        const MIB: u64 = 1 << 20;
+        let file = tempfile::tempfile().expect("a file");
+        // The last byte but one lies in the page behind the memory, as a snapshot's footer does.
+        for (at, byte) in [(5 * MIB + 77, 1), (6 * MIB, 2), (40 * MIB - 1, 3), (64 * MIB, 4)] {
+            file.write_all_at(&[byte], at).expect("written");
+        }
+        let pieces = with_data(&file, 64 * MIB, 8 * MIB).expect("a file");
+        assert_eq!(pieces, [(5 * MIB, 6 * MIB + 4096), (40 * MIB - 4096, 40 * MIB)]);
+        assert_eq!(with_data(&file, 64 * MIB, 64 * MIB).expect("a file"), [(5 * MIB, 40 * MIB)]);
+        let memory = Memory::reserve(64).expect("64 MiB");
+        memory.map_over(&file).expect("a mapping");
+        let byte = |at| {
+            let mut byte = [9];
+            memory.read(at, &mut byte).map(|()| byte[0]).expect("in memory")
+        };
+        assert_eq!([5 * MIB + 77, 6 * MIB, 40 * MIB - 1].map(byte), [1, 2, 3]);
+        assert_eq!([0, 5 * MIB, 20 * MIB, 64 * MIB - 1].map(byte), [0; 4]);
+        memory.write(20 * MIB, &[7]).expect("in memory");
+        memory.write(6 * MIB, &[8]).expect("in memory");
+        assert_eq!(file.metadata().expect("a file").len(), 64 * MIB + 1);
+        let mut kept = [9];
+        file.read_exact_at(&mut kept, 6 * MIB).expect("a file");
+        assert_eq!(kept, [2], "the snapshot stays what it is");
+        // What was changed is told page by page, be it over the file or over a hole.
+        let changed = memory.changed().expect("a map").expect("a kernel that tells");
+        for at in [20 * MIB, 6 * MIB] {
+            assert!(changed.iter().any(|(from, len)| (*from..from + len).contains(&at)), "{changed:?}");
         }
     }
 }

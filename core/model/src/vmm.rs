@@ -2,9 +2,9 @@
 //! beside the lines that name them.
 //!
 //! ```text
-//!  VMM:  Ready ──Boot──────────────────────► runs ◄──Resume── paused ──Save──► paused
-//!          └─────Wake──► restored ──Resume──► │ ──────Pause─────►┘
-//!                                             └──Release: frames from the TAP are let in, and writes to the disk
+//!  VMM:  Ready ──Boot──► runs ◄──Resume── paused ──Save──► paused
+//!          └─────Wake─────┘│ └───Pause─────►┘
+//!                          └──Release: frames from the TAP are let in, and writes to the disk
 //! ```
 //! The daemon asks (`ToVmm`, numbered), the VMM answers (`FromVmm::Reply` with that number) and tells
 //! (`FromVmm::Ready`, `Ended`). An ask with `files` comes with as many descriptors, in that order, sent with the
@@ -70,7 +70,8 @@ pub enum Ask {
         machine: Machine,
         command_line: String,
     },
-    /// To one that is `Ready`: put the snapshot in place. The guest does not run before `Resume`.
+    /// To one that is `Ready`: go on from the snapshot. The guest runs when this is answered; what it writes to its disk
+    /// waits for `Release`, so that until then the wake can be done again.
     Wake {
         machine: Machine,
         verify_memory: bool,
@@ -136,8 +137,7 @@ pub enum Reply {
 /// Counted since this VMM has had its machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
-    /// From the arrival of the ask to the guest's first instruction, microseconds; of a `Wake`, without the wait for
-    /// `Resume`.
+    /// From the arrival of the ask to the guest's first instruction, microseconds.
     pub start_us: u64,
     pub running: bool,
 }

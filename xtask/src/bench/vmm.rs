@@ -40,7 +40,11 @@ pub fn run(options: &Options) -> Result<()> {
     let program = programs::static_vmm()?.to_string_lossy().into_owned();
     let dir = paths::target().join(format!("bench-vmm-{}", std::process::id()));
     fs::create_dir_all(&dir)?;
-    let measured = measure(options, &program, &dir);
+    // A file system in memory, as the daemon's run directory is on any host with systemd.
+    let sockets_dir = Path::new("/dev/shm").join(format!("cloudpal-bench-{}", std::process::id()));
+    fs::create_dir_all(&sockets_dir)?;
+    let measured = measure(options, &program, &dir, &sockets_dir);
+    fs::remove_dir_all(&sockets_dir).with_context(|| format!("cannot remove {}", sockets_dir.display()))?;
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     let measured = measured?;
     let kvm = kvm_module();
@@ -56,11 +60,11 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(options: &Options, program: &str, dir: &Path) -> Result<Value> {
+fn measure(options: &Options, program: &str, dir: &Path, sockets_dir: &Path) -> Result<Value> {
     let (rounds, clones) = (options.rounds.to_string(), options.clones.to_string());
-    let dir = dir.to_string_lossy();
-    let arguments =
-        ["measure", "--memory-mib", SIZES, "--rounds", &rounds, "--clones", &clones, "--dir", &dir];
+    let (dir, sockets_dir) = (dir.to_string_lossy(), sockets_dir.to_string_lossy());
+    let mut arguments = vec!["measure", "--memory-mib", SIZES, "--rounds", &rounds, "--clones", &clones];
+    arguments.extend(["--dir", &dir, "--sockets-dir", &sockets_dir]);
     let told = shell::output(&mut shell::command(program, &arguments))?;
     serde_json::from_str(&told).context("`cloudpal-vmm measure` told no JSON")
 }

@@ -131,11 +131,6 @@ impl Drop for Vmm {
 }
 
 impl Started {
-    fn resume(&mut self) -> Result<(), Error> {
-        self.vmm.done()?;
-        self.vmm.send(Ask::Resume, &[])
-    }
-
     /// Until the guest says something.
     fn heard(&mut self) -> Result<(), Error> {
         let mut byte = [0];
@@ -154,11 +149,12 @@ fn machine() -> Machine {
 pub struct Asleep {
     memory_mib: u32,
     dir: PathBuf,
+    sockets_dir: PathBuf,
 }
 
 impl Asleep {
     /// Boots the tiny guest in a process, and saves it.
-    pub fn make(dir: &Path, memory_mib: u32) -> Result<Asleep, Error> {
+    pub fn make(dir: &Path, sockets_dir: &Path, memory_mib: u32) -> Result<Asleep, Error> {
         let kernel = rustix::fs::memfd_create("tiny-guest", MemfdFlags::CLOEXEC);
         let mut kernel = File::from(kernel.map_err(|e| broken("a file in memory")(e.into()))?);
         kernel.write_all(tiny_guest::ELF).map_err(broken("a file in memory"))?;
@@ -171,7 +167,8 @@ impl Asleep {
         let (state, memory) = (create("state")?, create("memory")?);
         let boot = Ask::Boot { machine: machine(), command_line: String::new() };
         let own = [(Handed::Kernel, kernel.as_fd())];
-        let mut started = Vmm::start(memory_mib)?.give(boot, &own, &dir)?;
+        let sockets_dir = sockets_dir.to_owned();
+        let mut started = Vmm::start(memory_mib)?.give(boot, &own, &sockets_dir)?;
         started.vmm.done()?;
         started.heard()?;
         // The rest of its first words; it waits for its wake then.
@@ -181,7 +178,9 @@ impl Asleep {
         let files = [(Handed::State, state.as_fd()), (Handed::Memory, memory.as_fd())];
         started.vmm.send(Ask::Save, &files)?;
         match started.vmm.hear()? {
-            FromVmm::Reply { reply: Reply::Saved { diff: false }, .. } => Ok(Asleep { memory_mib, dir }),
+            FromVmm::Reply { reply: Reply::Saved { diff: false }, .. } => {
+                Ok(Asleep { memory_mib, dir, sockets_dir })
+            }
             other => Err(Error::Host(format!("the VMM answered {other:?}"))),
         }
     }
@@ -190,12 +189,11 @@ impl Asleep {
         let open = |name: &str| File::open(self.dir.join(name)).map_err(broken("the snapshot"));
         let (state, memory) = (open("state")?, open("memory")?);
         let own = [(Handed::State, state.as_fd()), (Handed::Memory, memory.as_fd())];
-        vmm.give(Ask::Wake { machine: machine(), verify_memory: false }, &own, &self.dir)
+        vmm.give(Ask::Wake { machine: machine(), verify_memory: false }, &own, &self.sockets_dir)
     }
 
     fn whole_wake(&self, vmm: Vmm) -> Result<Started, Error> {
         let mut started = self.wake(vmm)?;
-        started.resume()?;
         started.heard()?;
         Ok(started)
     }
@@ -204,13 +202,14 @@ impl Asleep {
     pub fn one_round(&self) -> Result<(Duration, Duration), Error> {
         let vmm = Vmm::start(self.memory_mib)?;
         let begun = Instant::now();
-        let woken = self.whole_wake(vmm)?;
+        let mut woken = self.whole_wake(vmm)?;
         let from_pool = begun.elapsed();
+        woken.vmm.done()?;
         drop(woken);
         let begun = Instant::now();
-        let woken = self.whole_wake(Vmm::start(self.memory_mib)?)?;
+        let mut woken = self.whole_wake(Vmm::start(self.memory_mib)?)?;
         let alone = begun.elapsed();
-        drop(woken);
+        woken.vmm.done()?;
         Ok((from_pool, alone))
     }
 
@@ -221,7 +220,6 @@ impl Asleep {
         let filled = begun.elapsed();
         let begun = Instant::now();
         let mut woken = pool.into_iter().map(|vmm| self.wake(vmm)).collect::<Result<Vec<_>, _>>()?;
-        woken.iter_mut().try_for_each(Started::resume)?;
         woken.iter_mut().try_for_each(Started::heard)?;
         let took = begun.elapsed();
         let each = woken.iter().map(|started| Ok::<_, Error>(self.maps(&started.vmm)?.private_kib(true)));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  start ─► jailed ─► Spare ──Boot──► Running ◄──Resume── Paused ──Save──► Paused
-//!                       └────Wake──► Paused     ──Pause──►
+//!                       └─────Wake──────┘ └───────Pause─────►┘
 //!  the daemon's end closes: a Spare ends; a machine lives on and listens for the next daemon
 //!  the guest ends: it is told, and the process ends
 //! ```
@@ -344,9 +344,7 @@ impl Process {
         };
         let Devices { devices, release } = devices::make(&machine, &mut files, false)?;
         let machine = spare.boot(&self.host, Boot { devices, ..boot })?;
-        let live = machine.launch_on(crew)?;
-        live.resume();
-        self.have(live, release);
+        self.have(machine.run_on(crew)?, release);
         Ok(())
     }
 
@@ -364,7 +362,7 @@ impl Process {
         }
         let wake = Wake { state: &state, memory: &memory, diff: diff.as_ref(), devices, com1 };
         let machine = spare.wake(&self.host, wake)?;
-        self.have(machine.launch_on(crew)?, release);
+        self.have(machine.run_on(crew)?, release);
         self.start_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(())
     }

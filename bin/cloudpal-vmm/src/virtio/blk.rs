@@ -102,7 +102,17 @@ impl Blk {
         let len = serial.len().min(id.len());
         id[..len].copy_from_slice(&serial.as_bytes()[..len]);
         let sectors = file.seek(SeekFrom::End(0))? / SECTOR;
-        Ok(Blk { file, serial: id, sectors, read_only, limiter, hold: None, flushes: false, moved: 0, faults: 0 })
+        Ok(Blk {
+            file,
+            serial: id,
+            sectors,
+            read_only,
+            limiter,
+            hold: None,
+            flushes: false,
+            moved: 0,
+            faults: 0,
+        })
     }
 
     /// Its file does not change before the hold's release.

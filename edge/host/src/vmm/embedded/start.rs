@@ -142,9 +142,9 @@ impl Start<'_> {
         let dir = spec.dir.clone();
         // The guest does not wait for the host's disk; its own disk does.
         let consumed = blocking_io("waking", move || consume(&dir));
-        let (consumed, resumed) = tokio::join!(consumed, self.resume(&started.parts));
+        let (consumed, fresh) = tokio::join!(consumed, self.refresh(&started.parts));
         consumed.map_err(WakeError::Failed)?;
-        let machine = match resumed {
+        let machine = match fresh {
             Ok(()) => self.finish(started).await,
             Err(problem) => Err(start::explain_death(spec, &started.parts.process, problem).await),
         };
@@ -187,9 +187,8 @@ impl Start<'_> {
         Ok(Started { guard, parts })
     }
 
-    /// Lets it run and makes clock and random generator fresh.
-    async fn resume(&self, parts: &Parts) -> Result<(), Problem> {
-        parts.channel.ask(Ask::Resume, &[], ANSWER_PATIENCE).await?;
+    /// Makes clock and random generator fresh.
+    async fn refresh(&self, parts: &Parts) -> Result<(), Problem> {
         match &parts.control {
             Some(control) => start::refresh(control, ANSWER_PATIENCE).await,
             None => Ok(()),
