@@ -53,7 +53,8 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
     for (kind, serial, read_only) in [(Handed::Root, ROOT, true), (Handed::Disk, DISK, false)] {
         if let Some(file) = files.optional(kind) {
             let disk = Blk::new(file, serial, read_only, Limiter::none())?;
-            devices.push(Box::new(disk.held_by(release.disk.clone())));
+            let disk = if read_only { disk } else { disk.held_by(release.disk.clone()) };
+            devices.push(Box::new(disk));
         }
     }
     if let Some(tap) = files.optional(Handed::Tap) {
