@@ -75,6 +75,7 @@ impl Memory {
         let mut start = 0;
         for region in self.map.iter() {
             let end = start + region.len();
+            small_pages(region.as_ptr(), region.len() as usize)?;
             for (from, to) in &pieces {
                 let (from, to) = (start.max(*from), end.min(*to));
                 if from < to {
@@ -237,6 +238,19 @@ fn with_data(file: &File, bytes: u64, holes_from: u64) -> io::Result<Vec<(u64, u
         }
     }
     Ok(pieces)
+}
+
+/// A woken machine takes what it touches, not 2 MiB around it: many sleep and wake on one host.
+fn small_pages(at: *mut u8, len: usize) -> io::Result<()> {
+    // SAFETY: says something about pages of a mapping that a region owns, and changes nothing in them.
+    match unsafe { libc::madvise(at.cast(), len, libc::MADV_NOHUGEPAGE) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without huge pages.
+            error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 fn map_fixed(at: *mut u8, len: usize, file: &File, offset: u64) -> io::Result<()> {

@@ -64,6 +64,8 @@ const FOOTER_MAGIC: [u8; 8] = *b"CLDPLME2";
 const FOOTER_MAGIC_1: [u8; 8] = *b"CLDPLMEM";
 /// Memory is written in pieces of this size; one that is all zero becomes a hole.
 const PIECE: usize = 64 * 1024;
+/// Memory between two looks whether the guest is wanted back: a fraction of a millisecond.
+const BETWEEN_QUESTIONS: u64 = 1 << 20;
 /// Far more than a state can have; a wrong file is not read into memory.
 const STATE_MAX: u64 = 1 << 20;
 
@@ -292,7 +294,9 @@ fn write_memory(
     for (offset, len) in used.unwrap_or(&all) {
         let mut at = next.max(offset / PIECE as u64 * PIECE as u64);
         while at < offset + len {
-            save.go_on()?;
+            if at.is_multiple_of(BETWEEN_QUESTIONS) {
+                save.go_on()?;
+            }
             let some = (memory.bytes() - at).min(PIECE as u64);
             memory.each_chunk_of(at, some, &mut piece, |bytes| {
                 if checksum.add(at, bytes) {
