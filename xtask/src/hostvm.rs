@@ -12,7 +12,7 @@ mod job;
 mod machine;
 mod test;
 
-use crate::{guest, setup};
+use crate::{guest, programs::Profile, setup};
 use anyhow::{Result, ensure};
 use std::{io::IsTerminal, path::PathBuf};
 
@@ -67,8 +67,8 @@ fn shell(brought: &Brought) -> Result<()> {
     let host = image::build()?;
     let mut job = job::Job::begin()?;
     job.add_build()?;
-    job.add_tests(&test::SUITES)?;
-    job.add_tests(&[bench::SUITE])?;
+    job.add_tests(&test::SUITES, Profile::Tests)?;
+    job.add_tests(&[bench::SUITE], Profile::Tests)?;
     job.add_brought(brought)?;
     let script = "cd /root\nsetsid --ctty --wait bash </dev/ttyS0 >/dev/ttyS0 2>&1\n";
     let disk = job.finish(script)?;

@@ -99,7 +99,7 @@ impl Contender {
         figure(self.name, "network", took);
     }
 
-    /// Boot, bytes moved, then asleep and awake twice: on request, and by a packet.
+    /// Boot, bytes moved, then asleep and awake three times: on request, by a packet, and on request again.
     async fn round(&self) {
         let begun = Instant::now();
         let vm = self.driver.boot(&self.world.spec, self.world.tap.dup().unwrap()).await.unwrap();
@@ -118,6 +118,11 @@ impl Contender {
         let (body, took) = joined(get).await;
         assert_eq!(body, GREETING);
         figure(self.name, "packet", took);
+        self.fall_asleep(&vm).await;
+        tokio::time::sleep(REFILL).await;
+        let begun = Instant::now();
+        let vm = self.wake().await;
+        figure(self.name, "again", begun.elapsed());
         vm.stop(Duration::from_secs(5)).await.unwrap();
     }
 }

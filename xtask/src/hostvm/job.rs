@@ -74,9 +74,9 @@ impl Job {
     }
 
     /// Builds test programs and takes them along.
-    pub fn add_tests(&mut self, suites: &[Suite]) -> Result<()> {
+    pub fn add_tests(&mut self, suites: &[Suite], profile: Profile) -> Result<()> {
         for suite in suites {
-            let program = test_program(suite)?;
+            let program = test_program(suite, profile)?;
             self.program_as(&program, &self.dir.join("tests").join(suite.name))?;
         }
         Ok(())
@@ -123,9 +123,12 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Builds one test program. With the whole workspace's features, so that the tests' build is not thrown away.
-fn test_program(suite: &Suite) -> Result<PathBuf> {
+fn test_program(suite: &Suite, profile: Profile) -> Result<PathBuf> {
     let mut cargo = shell::cargo(&["test", "--no-run", "--locked", "--quiet", "--workspace"]);
     cargo.args(["--test", suite.name, "--message-format=json-render-diagnostics"]);
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
     // Errors go to the terminal as usual; only the list of what was built comes to us.
     let built = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !built.status.success() {

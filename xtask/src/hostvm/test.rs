@@ -5,7 +5,7 @@ use super::{
     job::{Job, Suite},
     machine,
 };
-use crate::{interrupt, setup};
+use crate::{interrupt, programs::Profile, setup};
 use anyhow::{Context, Result, bail};
 use std::{
     fmt::Write,
@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
     let host = image::build()?;
     let mut job = Job::begin()?;
     job.add_build()?;
-    job.add_tests(&SUITES)?;
+    job.add_tests(&SUITES, Profile::Tests)?;
     job.add_brought(&options.brought)?;
     let mut parts = parts(&options.brought);
     let wanted = |part: &Part| options.only.iter().any(|only| part.name.contains(only.as_str()));
