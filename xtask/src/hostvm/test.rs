@@ -40,7 +40,8 @@ pub struct Options {
 impl Options {
     /// What is run with all other tests: all but what runs without a host VM, too.
     pub fn usual() -> Options {
-        let only = ["the tests net_", "the drivers' suite, embedded", "the owner's day"];
+        let only =
+            ["the tests net_", "the daemon's own choice", "the drivers' suite, embedded", "the owner's day"];
         Options { only: only.map(str::to_owned).into(), ..Options::default() }
     }
 }
@@ -58,6 +59,7 @@ fn parts(brought: &Brought) -> Vec<Part> {
         let command = format!("/job/tests/{suite} --test-threads=1 --nocapture");
         parts.push(part(format!("the tests {suite}"), command));
     }
+    parts.push(part("the daemon's own choice of driver and WireGuard".into(), "own_choice".into()));
     for driver in DRIVERS {
         let name = format!("the drivers' suite, {driver}");
         let suite = format!("/job/tests/vmm_suite {driver}:: --test-threads=1 --nocapture");
@@ -131,6 +133,17 @@ part() {
     [ \"$(cat /tmp/code)\" = 0 ] || word=FAILED
     if grep -q '^SKIPPED:' /tmp/said; then word=FAILED; fi
     echo \"hostvm: part $word $(($(date +%s) - start)) $name\"
+}
+
+# Here KVM is real and the kernel has WireGuard: a daemon that is told neither takes both, and `doctor` says why.
+own_choice() {
+    at=/tmp/own-choice; mkdir -p $at/state $at/run
+    /job/built/cloudpald --endpoint 127.0.0.1 --guest-dir /job/built/guest --state-dir $at/state --run-dir $at/run &
+    daemon=$!; waited=0
+    while [ ! -S $at/run/api.sock ] && [ $waited -lt 60 ]; do sleep 1; waited=$((waited + 1)); done
+    /job/built/cloudpal --socket $at/run/api.sock doctor | tee $at/said
+    kill $daemon; wait $daemon
+    grep -q 'virtual machines: embedded, since KVM is real' $at/said && grep -q 'wireguard: in the kernel' $at/said
 }
 ";
 
