@@ -162,4 +162,4 @@ readline.createInterface({ input: process.stdin }).on('line', async (line) => {
   }
 }).on('close', () => process.exit(0))
 
-process.on('exit', () => fs.rmSync(root, { recursive: true, force: true }))
+process.on('exit', () => fs.rmSync(root, { recursive: true, force: true, maxRetries: 10, retryDelay: 50 }))

@@ -93,8 +93,9 @@ fn hear(line: &str, samples: &mut Samples) {
 const WITHOUT_POOL: (&str, f64) = ("embedded-without-pool", 0.7);
 
 /// What is measured, its name, and the most that ours may take of Firecracker's.
-const FIGURES: [(&str, &str, Option<f64>); 7] = [
+const FIGURES: [(&str, &str, Option<f64>); 8] = [
     ("boot", "boot: request to the app listening", Some(0.8)),
+    ("guest", "of it: the guest's own work, its uptime when it is up", None),
     ("sleep", "asleep: request to a durable snapshot", Some(0.7)),
     ("wake", "wake: request to the guest's first words", Some(0.35)),
     ("again", "a later wake: request to the guest's first words", Some(0.35)),
