@@ -226,12 +226,14 @@ fn with_data(file: &File, bytes: u64, holes_from: u64) -> io::Result<Vec<(u64, u
     let mut pieces: Vec<(u64, u64)> = Vec::new();
     let mut at = 0;
     while at < bytes {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Ok(start) if start < bytes => start / PAGE * PAGE,
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) if data < bytes => data,
             Ok(_) | Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno.into()),
         };
-        at = seek(file, SeekFrom::Hole(start))?.next_multiple_of(PAGE).min(bytes);
+        // A file system's blocks may be smaller than a page.
+        let start = data / PAGE * PAGE;
+        at = seek(file, SeekFrom::Hole(data))?.next_multiple_of(PAGE).min(bytes);
         match pieces.last_mut() {
             Some((_, end)) if start < *end + holes_from => *end = at,
             _ => pieces.push((start, at)),
