@@ -70,8 +70,8 @@ pub enum Ask {
         machine: Machine,
         command_line: String,
     },
-    /// To one that is `Ready`: go on from the snapshot. The guest runs when this is answered; what it writes to its disk
-    /// waits for `Release`, so that until then the wake can be done again.
+    /// To one that is `Ready`: go on from the snapshot. The guest runs when this is answered; what it writes to its
+    /// disk waits for `Release`, so that until then the wake can be done again.
     Wake {
         machine: Machine,
         verify_memory: bool,

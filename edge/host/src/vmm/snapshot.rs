@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - Written as `snapshot.tmp`, made durable, then renamed: a snapshot that has its name is whole.
-//! - `take` renames it away, durably, before the guest can change its disk: a snapshot and a disk that goes on beyond it
-//!   never meet, also not after a power cut.
+//! - `take` renames it away, durably, before the guest can change its disk: a snapshot and a disk that goes on beyond
+//!   it never meet, also not after a power cut.
 //! - It names everything that it fits to. What does not fit is refused with the reason and set aside, never tried.
 //! - A fault of the host (no descriptors, no memory) is no fault of the snapshot: it is left as it is.
 //!
