@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod daemon;
 mod day;
+mod fuzz;
 mod guest;
 mod hostvm;
 mod interrupt;
@@ -46,6 +47,8 @@ enum Command {
     Up(up::Options),
     /// Measure.
     Bench(bench::Options),
+    /// Drive the parsers of foreign bytes with inputs that libFuzzer makes up. Fails when one of them breaks.
+    Fuzz(fuzz::Options),
     /// Check the walls between the crates, and the form of the sources.
     Tidy,
     /// Everything that must hold before a change is taken: format, lints, tidy, tests, and the owner's day.
@@ -80,6 +83,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Up(options) => up::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Tidy => tidy::run(),
         Command::Test(options) => test::run(&options),
     }

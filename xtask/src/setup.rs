@@ -40,6 +40,7 @@ const PACKAGES: &[Package] = &[
     package("iputils-ping", For::Test, "a ping must wake a machine, too"),
     package("skopeo", For::Test, "images as archives, and in a registry"),
     package("docker-registry", For::Test, "a registry that is not ours, to pull from"),
+    package("g++", For::Test, "libFuzzer, which drives the parsers of foreign bytes"),
 ];
 
 pub fn run(needed: For) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Everything that must hold before a change is taken, quickest first. One failure does not hide the next: every part
-//! runs, and the recap at the end says which held. The tests' own summary comes last before it.
+//! runs, and the recap at the end says which held. The tests' own summary and what the fuzzing found come last before
+//! it.
 
-use crate::{check, guest, hostvm, peers, programs::Profile, radicale, setup, shell, tidy};
+use crate::{check, fuzz, guest, hostvm, peers, programs::Profile, radicale, setup, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     parts.try_run("the JavaScript peers", peers::install);
     parts.try_run("tests", || nextest(&options.filter));
+    if options.filter.is_empty() {
+        parts.try_run("the parsers of foreign bytes, under libFuzzer", fuzz::test);
+    }
     parts.recap()
 }
 

@@ -81,7 +81,7 @@ impl<'a> Image<'a> {
 }
 
 /// A kernel in memory.
-pub(crate) struct Loaded {
+pub struct Loaded {
     pub entry: elf::Entry,
     /// Linux' setup header, when the kernel came with one: the zero page has it.
     pub setup_header: Vec<u8>,
@@ -89,11 +89,8 @@ pub(crate) struct Loaded {
     pub initramfs: Option<(u64, u64)>,
 }
 
-pub(crate) fn load(
-    memory: &Memory,
-    kernel: &Image<'_>,
-    initramfs: Option<&Image<'_>>,
-) -> Result<Loaded, Error> {
+/// Loads them, or says why it does not; what is refused may be in memory in part.
+pub fn load(memory: &Memory, kernel: &Image<'_>, initramfs: Option<&Image<'_>>) -> Result<Loaded, Error> {
     let magic = kernel.part("its magic", 0, 4).unwrap_or_default();
     let (entry, end, setup_header) = if magic == *b"\x7fELF" {
         let (entry, end) = elf::load(memory, kernel)?;

@@ -2,55 +2,19 @@
 //! encodes to what means the same. The committed corpus holds inputs that were worth keeping; each is run
 //! first.
 
+mod digest_kit;
+mod feed_kit;
 mod golden_kit;
 
+use cloudpal_data::crypto;
 use cloudpal_data::manifest::Manifest;
 use cloudpal_data::proof::{self, Data, Proof, Request, SeekWanted, UpgradeWanted, Wanted};
-use cloudpal_data::signature::{MultiSignature, Verifier};
+use cloudpal_data::signature::Verifier;
 use cloudpal_data::tree::{Head, Node, NodeTable, Nodes};
-use cloudpal_data::{crypto, encoding};
+use digest_kit::{proof as feed, verifier};
 use golden_kit::{block, bytes, golden, grown, list, pair};
 use proptest::prelude::*;
 use std::path::Path;
-
-fn verifier() -> Verifier {
-    let manifest = Manifest::single(pair(1).public_key());
-    Verifier::new(manifest.key(), manifest).unwrap()
-}
-
-/// A proof is accepted only if all that it proves is true of the golden tree of 53 blocks.
-fn judge(proof: &Proof) {
-    let (whole, all) = grown(53);
-    for start in [0, 1, 20, 31, 32, 53] {
-        let (head, nodes) = grown(start);
-        let Ok(checked) = proof::check(&head, &nodes, &verifier(), proof) else { continue };
-        assert!(checked.head == head || checked.head == whole, "a tree that was never signed");
-        for node in &checked.nodes {
-            assert_eq!(whole.node(node.index, &all).as_ref(), Some(node), "a node that is not of the core");
-        }
-        if let Some(proved) = &proof.block {
-            assert_eq!(proved.value, block(proved.index, (proved.index * 37) % 101));
-        }
-    }
-}
-
-fn feed(bytes: &[u8]) {
-    if let Ok(manifest) = Manifest::decode(bytes) {
-        assert_eq!(Manifest::decode(&manifest.encode()).as_ref(), Ok(&manifest));
-        let (head, _) = grown(3);
-        let verifier = Verifier::new(manifest.key(), manifest).unwrap();
-        assert!(!verifier.verify(&head, bytes));
-    }
-    if let Ok(data) = Data::decode(bytes) {
-        assert_eq!(Data::decode(&data.encode()).as_ref(), Ok(&data));
-        judge(&data.proof);
-    }
-    if let Ok(signature) = MultiSignature::decode(bytes) {
-        assert_eq!(MultiSignature::decode(&signature.encode()).as_ref(), Ok(&signature));
-    }
-    let _ = MultiSignature::decode_version_0(bytes);
-    let _ = encoding::Reader::new(bytes).buffer();
-}
 
 #[test]
 fn the_corpus_is_digested() {

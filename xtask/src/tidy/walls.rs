@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every crate of the workspace, and the crates of the workspace that it may depend on.
-const WALLS: [(&str, &[&str]); 13] = [
+const WALLS: [(&str, &[&str]); 14] = [
     ("cloudpal-model", &[]),
     ("cloudpal-net", &["cloudpal-model"]),
     ("cloudpal-compute", &["cloudpal-model"]),
@@ -29,6 +29,10 @@ const WALLS: [(&str, &[&str]); 13] = [
     ("cloudpal-init", &["cloudpal-model"]),
     ("cloudpal-vmm", &["cloudpal-model"]),
     ("sim", &["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-control"]),
+    (
+        "cloudpal-fuzz",
+        &["cloudpal-model", "cloudpal-net", "cloudpal-compute", "cloudpal-data", "cloudpal-vmm"],
+    ),
     // It runs the programs from outside; of the simulator it asks for the benchmark's memory figure.
     ("xtask", &["sim"]),
 ];

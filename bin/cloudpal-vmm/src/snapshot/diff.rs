@@ -91,7 +91,7 @@ pub(super) fn header(file: &File) -> Result<Header, Error> {
 }
 
 /// Puts the pages over the memory that they belong to.
-pub(crate) fn apply(file: &File, memory: &Memory) -> Result<(), Error> {
+pub fn apply(file: &File, memory: &Memory) -> Result<(), Error> {
     let header = header(file)?;
     if header.count > memory.bytes() / PAGE {
         return Err(Refusal::Diff("it has more extents than the memory has pages").into());
