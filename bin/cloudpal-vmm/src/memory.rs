@@ -67,8 +67,8 @@ impl Memory {
     }
 
     /// Puts the file in place of the memory, which nobody has used yet, privately: what the guest writes stays with
-    /// this guest. Where the file has a large hole the memory stays as it is, as zero as the hole: KVM goes through all that
-    /// is replaced, and a page of a hole would first become one of the page cache.
+    /// this guest. Where the file has a large hole the memory stays as it is, as zero as the hole: KVM goes through
+    /// all that is replaced, and a page of a hole would first become one of the page cache.
     pub(crate) fn map_over(&self, file: &File) -> io::Result<()> {
         let holes_from = LEAST_HOLE.max(self.bytes / MAPPINGS_MAX);
         let pieces = with_data(file, self.bytes, holes_from)?;
