@@ -14,7 +14,7 @@ use crate::{
     units::{self, show_bytes},
 };
 use clap::{Args, Subcommand};
-use cloudpal_api::{Client, Data, DataAdd, DataKind, DataPeerAdd, DataQuota, Secret, check_key};
+use cloudpal_api::{Client, Data, DataAdd, DataFrozen, DataKind, DataPeerAdd, DataQuota, Secret, check_key};
 use cloudpal_model::{Kind, Name, Problem};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -203,12 +203,36 @@ fn list(client: &Client, screen: &Screen, tenant: &Name, kind: Option<DataKind>)
                 data.length.to_string(),
                 show_bytes(data.byte_length),
                 here(data),
-                if data.writable { "this cloud" } else { "somebody else" }.to_owned(),
+                writer(data).to_owned(),
                 data.peers.to_string(),
             ]);
         }
         format!("{table}{}", usage(list.disk_bytes, list.quota_bytes))
     })
+}
+
+fn writer(data: &Data) -> &'static str {
+    match (&data.frozen, data.writable) {
+        (Some(DataFrozen::Behind { .. }), true) => "behind",
+        (Some(DataFrozen::Conflict { .. }), _) => "in conflict",
+        (_, true) => "this cloud",
+        (_, false) => "somebody else",
+    }
+}
+
+/// What is wrong, and what to do.
+fn frozen(data: &Data, frozen: &DataFrozen) -> String {
+    match frozen {
+        DataFrozen::Behind { length, .. } => format!(
+            "its key has signed {length} blocks elsewhere, as a peer has proved: stay connected to that peer, then \
+             `cloudpal {} catch-up`",
+            kind_word(data.kind)
+        ),
+        DataFrozen::Conflict { fork, .. } => format!(
+            "its key has signed two histories of fork {fork}: keep what can be read, and begin a new {}",
+            kind_word(data.kind)
+        ),
+    }
 }
 
 fn here(data: &Data) -> String {
@@ -271,7 +295,10 @@ fn description(data: &Data) -> Table {
     pairs.pair("version", data.length);
     pairs.pair("size", show_bytes(data.byte_length));
     pairs.pair("here", here(data));
-    pairs.pair("writer", if data.writable { "this cloud" } else { "somebody else" });
+    pairs.pair("writer", writer(data));
+    if let Some(why) = &data.frozen {
+        pairs.pair("frozen", frozen(data, why));
+    }
     pairs.pair("encrypted", if data.encrypted { "yes" } else { "no" });
     pairs.pair("peers", data.peers);
     pairs
@@ -340,6 +367,12 @@ fn arrival(client: &Client, screen: &Screen, place: &Place) -> Result<(), Proble
     }
 }
 
+fn catch_up(client: &Client, screen: &Screen, place: &Place, kind: DataKind) -> Result<(), Problem> {
+    checked(client, place, kind)?;
+    let data = client.data_catch_up(&place.tenant, &place.name)?;
+    screen.answer(&data, |data| format!("{} goes on after version {}", data.name, data.length))
+}
+
 fn verify(client: &Client, screen: &Screen, place: &Place, kind: DataKind) -> Result<ExitCode, Problem> {
     checked(client, place, kind)?;
     let verified = client.data_verify(&place.tenant, &place.name)?;
@@ -398,6 +431,16 @@ Examples:
 
 Exit codes: 0 done, 3 not there, 5 no such address.")]
     Replicate(Replicate),
+    /// Go on after what its key has signed elsewhere, which a writer restored from an old backup does not know
+    #[command(after_help = "\
+A cloud that was restored from a backup finds out from its peers that it had written more, and writes nothing until it
+has caught up. What peers have proved is taken over; the blocks come from them by and by.
+
+Example:
+  cloudpal drive catch-up ada photos
+
+Exit codes: 0 done, 3 not there, 5 the longer history is not here yet, or there are two.")]
+    CatchUp(Place),
     /// Read every block and compare it with what was signed
     #[command(after_help = "Example:\n  cloudpal drive verify ada photos\n\n\
                             Exit codes: 0 all is well, 1 something is damaged, 3 not there.")]
@@ -417,6 +460,7 @@ pub fn common(verb: Common, kind: DataKind, client: &Client, screen: &Screen) ->
         Common::Show(place) => show(client, screen, &place, kind)?,
         Common::Share(place) => share(client, screen, &place, kind)?,
         Common::Replicate(replicate) => self::replicate(client, screen, replicate, kind)?,
+        Common::CatchUp(place) => catch_up(client, screen, &place, kind)?,
         Common::Verify(place) => return verify(client, screen, &place, kind),
         Common::Remove(place) => remove(client, screen, &place, kind)?,
     }

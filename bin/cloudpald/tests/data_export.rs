@@ -3,10 +3,22 @@
 
 mod data_kit;
 
-use cloudpal_api::{Client, DataKind, EntryQuery, ExportFrame, ExportFrames, ExportIndex, HistoryQuery};
+use cloudpal_api::{
+    Client, DataKind, EntryQuery, ExportFrame, ExportFrames, ExportIndex, HistoryQuery, TenantAdd,
+};
 use cloudpal_model::{Kind, Problem};
 use data_kit::{Host, SECRET, add, fill, get, name, photo, put};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read},
+    path::Path,
+    process::Command,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The files of an export, as a folder has them, in their order.
 fn export(client: &Client) -> Vec<(String, Vec<u8>)> {
@@ -30,7 +42,7 @@ fn export(client: &Client) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn import(client: &Client, files: &[(String, Vec<u8>)]) -> Result<(u64, u64), Problem> {
+fn stream(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut stream = Vec::new();
     for (name, bytes) in files {
         stream.extend(ExportFrame::File(name.clone()).encode());
@@ -39,8 +51,45 @@ fn import(client: &Client, files: &[(String, Vec<u8>)]) -> Result<(u64, u64), Pr
         }
     }
     stream.extend(ExportFrame::End.encode());
-    let imported = client.data_import(&name("ada"), (&mut &stream[..], &mut |_| ()))?;
+    stream
+}
+
+fn import(client: &Client, files: &[(String, Vec<u8>)]) -> Result<(u64, u64), Problem> {
+    let imported = client.data_import(&name("ada"), (&mut &stream(files)[..], &mut |_| ()))?;
     Ok((imported.data, imported.blocks))
+}
+
+fn another() -> Option<Host> {
+    let host = Host::make()?;
+    let ada = TenantAdd { name: name("ada"), subnet_v4: None, prefix_v6: None };
+    host.client().tenant_add(&ada).unwrap();
+    Some(host)
+}
+
+/// What is not sent yet is sent when the other end is let go.
+struct Halting<'a> {
+    before: &'a [u8],
+    reached: Sender<()>,
+    on: Receiver<()>,
+}
+
+impl Read for Halting<'_> {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        if self.before.is_empty() {
+            let _heard = self.reached.send(());
+            let _over = self.on.recv();
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        // The client sends on only while it is not asked for more than a few pieces.
+        let end = to.len().min(4096);
+        self.before.read(&mut to[..end])
+    }
+}
+
+/// As du(1) says.
+fn disk_usage(dir: &Path) -> u64 {
+    let du = Command::new("du").args(["-s", "-B1", "--apparent-size"]).arg(dir).output().unwrap();
+    String::from_utf8(du.stdout).unwrap().split_whitespace().next().unwrap().parse().unwrap()
 }
 
 fn keys(client: &Client) -> BTreeMap<String, (String, u64, u64, bool)> {
@@ -71,11 +120,8 @@ fn everything_goes_to_another_host_and_is_written_on_there() {
         "sealed blocks are exported sealed"
     );
 
-    let Some(mut other) = Host::make() else { return };
+    let Some(mut other) = another() else { return };
     let there = other.client();
-    there
-        .tenant_add(&cloudpal_api::TenantAdd { name: ada.clone(), subnet_v4: None, prefix_v6: None })
-        .unwrap();
     let (data, blocks) = import(&there, &files).unwrap();
     assert_eq!(data as usize, before.len() + 1, "and the audit log");
     assert!(blocks > 16, "{blocks}");
@@ -126,11 +172,8 @@ fn a_flipped_bit_a_missing_file_and_a_cut_are_refused_and_leave_nothing() {
     let files = export(&client);
     let index: ExportIndex = serde_json::from_slice(&files[0].1).unwrap();
     assert_eq!(index.data.len() + 1, files.len() - 2, "a drive has two cores");
-    let Some(other) = Host::make() else { return };
+    let Some(other) = another() else { return };
     let there = other.client();
-    there
-        .tenant_add(&cloudpal_api::TenantAdd { name: ada.clone(), subnet_v4: None, prefix_v6: None })
-        .unwrap();
 
     let position = |wanted: &str| files.iter().position(|(name, _)| name == wanted).unwrap();
     let contents = position("photos.contents");
@@ -163,4 +206,60 @@ fn a_flipped_bit_a_missing_file_and_a_cut_are_refused_and_leave_nothing() {
     import(&there, &files).unwrap();
     let all = there.entries(&ada, &name("contacts"), &EntryQuery::default()).unwrap();
     assert_eq!(all.entries.len(), 4);
+}
+
+#[test]
+fn a_daemon_that_is_killed_in_the_middle_of_an_import_has_nothing_of_it() {
+    let Some(host) = Host::make() else { return };
+    fill(&host.client());
+    for at in 0..10 {
+        put(&host.client(), &format!("/{at}.jpg"), &photo());
+    }
+    let files = export(&host.client());
+    let whole = stream(&files);
+    let Some(mut other) = another() else { return };
+    let disk_bytes = |other: &Host| other.client().data_list(&name("ada")).unwrap().disk_bytes;
+    for sent in [whole.len() / 8, whole.len() / 2, whole.len() - 9] {
+        let before = disk_usage(&other.path("state"));
+        let (reached, halted) = channel();
+        let (go_on, on) = channel();
+        let mut halting = Halting { before: &whole[..sent], reached, on };
+        let client = other.client();
+        thread::scope(|threads| {
+            let importing =
+                threads.spawn(move || client.data_import(&name("ada"), (&mut halting, &mut |_| ())));
+            halted.recv().unwrap();
+            let taken_in = || disk_usage(&other.path("state")) - before;
+            let started = Instant::now();
+            while taken_in() < sent as u64 / 2 {
+                assert!(started.elapsed() < PATIENCE, "{} bytes of {sent} were taken in", taken_in());
+                thread::sleep(Duration::from_millis(20));
+            }
+            other.end("-KILL");
+            drop(go_on);
+            assert!(importing.join().unwrap().is_err());
+        });
+        other.start();
+        assert!(keys(&other.client()).is_empty(), "{sent} bytes were sent");
+    }
+    other.client().data_compact(&name("ada")).unwrap();
+    assert!(disk_bytes(&other) < 1_000_000, "what came is still on the disk: {} bytes", disk_bytes(&other));
+    import(&other.client(), &files).unwrap();
+    assert_eq!(keys(&other.client()), keys(&host.client()));
+    assert_eq!(get(&other.client(), "/cat.jpg", None), photo());
+}
+
+#[test]
+fn what_was_removed_comes_back_from_an_export_of_the_same_tenant() {
+    let Some(host) = Host::make() else { return };
+    let (client, ada) = (host.client(), name("ada"));
+    fill(&client);
+    let (before, files) = (keys(&client), export(&client));
+    for kept in before.keys() {
+        client.data_remove(&ada, &name(kept)).unwrap();
+    }
+    assert_eq!(import(&client, &files).unwrap().0 as usize, before.len(), "and no second audit log");
+    assert_eq!(keys(&client), before);
+    assert_eq!(get(&client, "/cat.jpg", None), photo());
+    client.core_append(&ada, &name("journal"), b"after it".to_vec()).unwrap();
 }

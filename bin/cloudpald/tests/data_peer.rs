@@ -1,85 +1,23 @@
 //! A JavaScript Hyperdrive peer on the tenant's overlay, beside the real daemon: it reads, it follows, and what it
 //! writes is kept and served here.
 //!
-//! Invariants: every wait has an end, and a failure says what the peer wrote until then; the peer is ended by its
-//! process id.
+//! Invariant: every wait has an end.
 
 mod data_kit;
+mod drive_peer;
 
 use cloudpal_api::{Client, DataAdd, DataKind};
 use cloudpal_model::Kind;
 use data_kit::{Host, SECRET, add, fill, name, photo, put};
-use serde_json::{Value, json};
+use drive_peer::{Peer, golden};
+use serde_json::json;
 use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
-    path::Path,
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
-    thread::{self, JoinHandle},
+    fs, thread,
     time::{Duration, Instant},
 };
 
-/// Longer than the peer's own.
-const PATIENCE: Duration = Duration::from_secs(90);
 /// For the contents of a drive that was just made known.
 const SEED_PATIENCE: Duration = Duration::from_secs(60);
-
-struct Peer {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
-    complaints: Option<JoinHandle<String>>,
-}
-
-impl Peer {
-    /// In the tenant's network, which is named in the daemon's own mount namespace.
-    fn start(host: &Host, golden: &Path, arguments: &[&str]) -> Peer {
-        let pid = host.daemon.as_ref().unwrap().id().to_string();
-        let namespace = format!("{}-t1", host.instance());
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &pid, "--mount", "ip", "netns", "exec", &namespace, "node"]);
-        command.arg(golden.join("drive_peer.js")).args(arguments).current_dir(golden);
-        // Killed, it leaves what it stored; that goes with the host's files.
-        command.env("TMPDIR", host.path(""));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (sender, lines) = channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut stderr = child.stderr.take().unwrap();
-        let complaints = thread::spawn(move || {
-            let mut text = String::new();
-            let _ended = stderr.read_to_string(&mut text);
-            text
-        });
-        let stdin = child.stdin.take().unwrap();
-        Peer { child, stdin, lines, complaints: Some(complaints) }
-    }
-
-    fn hear(&mut self, what: &str) -> Value {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(line) => serde_json::from_str(&line).unwrap(),
-            Err(error) => {
-                let _gone = self.child.kill();
-                let complaints = self.complaints.take().and_then(|thread| thread.join().ok());
-                panic!("{what}: {error}; the peer wrote: {}", complaints.unwrap_or_default());
-            }
-        }
-    }
-
-    fn ask(&mut self, command: &str) -> Value {
-        writeln!(self.stdin, "{command}").unwrap();
-        self.hear(command)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _ended = self.child.wait();
-    }
-}
 
 fn read(client: &Client, drive: &str, path: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -93,19 +31,12 @@ fn read(client: &Client, drive: &str, path: &str) -> Option<Vec<u8>> {
 
 #[test]
 fn a_javascript_drive_takes_part_in_the_tenants_network() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../core/data/golden");
-    if !golden.join("node_modules/hyperdrive").is_dir() {
-        eprintln!("SKIPPED: the JavaScript stack is not installed; `cargo xtask test` installs it");
-        return;
-    }
+    let Some(golden) = golden() else { return };
     let Some(host) = Host::make() else { return };
     let client = host.client();
     fill(&client);
     let (ada, photos) = (name("ada"), name("photos"));
-    let share = client.data_share(&ada, &photos).unwrap();
-    let server = share.addresses[1].split(':').next().unwrap();
-    let mut peer = Peer::start(&host, &golden, &[server, "49737", &share.key]);
-    assert_eq!(peer.hear("the peer's start"), json!({ "ready": true }));
+    let mut peer = Peer::start(&host, &golden, &photos, &host.path("peer"));
 
     let files = tempfile::tempdir().unwrap();
     let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();

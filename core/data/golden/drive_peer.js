@@ -1,10 +1,12 @@
-// A JavaScript device of the owner's: `node drive_peer.js HOST PORT KEY [ENCRYPTION_KEY]` replicates a drive over TCP, and beside it
-// a drive of its own. It takes commands, a line each, and answers each with a line of JSON:
+// A JavaScript device of the owner's: `node drive_peer.js HOST PORT KEY [ENCRYPTION_KEY]` replicates a drive over TCP,
+// and beside it a drive of its own. It takes commands, a line each, and answers each with a line of JSON:
 //   wait VERSION      until the drive has this version
 //   get PATH FILE     a file of the drive, written to FILE
 //   put FILE PATH     FILE, put into the peer's own drive
 //   own               the key of the peer's own drive
-// What takes longer than 60 s is given up, and said. It ends with its standard input.
+//   all               every block of the drive, fetched
+// With STORE_DIR in the environment, what it stores stays there for the next one; else it goes with its end. What takes
+// longer than 60 s is given up, and said. It ends with its standard input.
 const fs = require('fs')
 const net = require('net')
 const os = require('os')
@@ -42,8 +44,9 @@ async function connected () {
 }
 
 async function main () {
-  const dir = fs.mkdtempSync(path.join(os.tmpdir(), 'drive-peer-'))
-  process.on('exit', () => fs.rmSync(dir, { recursive: true, force: true }))
+  const kept = process.env.STORE_DIR
+  const dir = kept || fs.mkdtempSync(path.join(os.tmpdir(), 'drive-peer-'))
+  if (!kept) process.on('exit', () => fs.rmSync(dir, { recursive: true, force: true }))
   const store = new Corestore(dir)
   const options = encryptionKey ? { encryptionKey: b4a.from(encryptionKey, 'hex') } : {}
   const drive = new Hyperdrive(store, b4a.from(key, 'hex'), options)
@@ -81,6 +84,11 @@ async function main () {
     },
     async own () {
       return { key: b4a.toString(own.key, 'hex') }
+    },
+    async all () {
+      const { core: blobs } = await drive.getBlobs()
+      for (const core of [drive.core, blobs]) await core.download({ start: 0, end: core.length }).done()
+      return { blocks: drive.core.length + blobs.length }
     }
   }
   for await (const line of readline.createInterface({ input: process.stdin })) {

@@ -50,9 +50,9 @@ pub enum DataError {
     SnapshotLost { index: u64 },
     /// The store is older than what its key has signed: a backup was restored.
     #[error(
-        "the key of this core has signed {length} blocks, and only {here} of them were here: the store is an old copy"
+        "the key of this core has signed {length} blocks, which were not all here: the store is an old copy"
     )]
-    Behind { length: u64, here: u64 },
+    Behind { length: u64 },
     #[error("two histories of this core are signed: another one of {length} blocks, fork {fork}")]
     Conflict { fork: u64, length: u64 },
     /// An earlier write failed half-way, so that what is on the disk is unknown.
@@ -81,7 +81,8 @@ impl From<DataError> for Problem {
             DataError::SnapshotLost { .. } => (Kind::Invalid, "take a new snapshot"),
             DataError::Behind { .. } => (
                 Kind::Refused,
-                "download the core from its peers and let it catch up; then it can be written again",
+                "stay connected to a peer that has them, and let `cloudpal core catch-up` (or `bee`, `drive`, `trie`) \
+                 take them over; then it can be written again",
             ),
             DataError::Conflict { .. } => {
                 (Kind::Refused, "keep what can be read, begin a new core, and write on one host only")

@@ -67,6 +67,19 @@ pub struct Data {
     pub blocks_here: u64,
     /// Peers that are connected just now.
     pub peers: u32,
+    /// Why nothing is written to it at present, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<DataFrozen>,
+}
+
+/// Its key has signed more than there is here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "why", rename_all = "snake_case")]
+pub enum DataFrozen {
+    /// So many blocks, as a peer has proved; this is what a writer finds that was restored from an old backup.
+    Behind { fork: u64, length: u64 },
+    /// Two histories of one fork. It stays as it is.
+    Conflict { fork: u64, length: u64 },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

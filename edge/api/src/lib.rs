@@ -20,10 +20,10 @@ mod tenant;
 pub use app::{App, AppInstall, AppKind, AppList, LogQuery, Manifest};
 pub use client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Sink, check_key};
 pub use data::{
-    AUDIT_CORE, BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataCursor, DataCursorMove, DataKind,
-    DataList, DataPeer, DataPeerAdd, DataPeerList, DataQuota, DataShare, DataVerified, DataVersion, Entry,
-    EntryList, EntryQuery, File, FileKind, FileList, FileListQuery, FilePurge, FileQuery, HistoryQuery,
-    KeyQuery, MAX_BLOCK_BYTES, VersionQuery,
+    AUDIT_CORE, BlockCut, BlockQuery, Data, DataAdd, DataCompacted, DataCursor, DataCursorMove, DataFrozen,
+    DataKind, DataList, DataPeer, DataPeerAdd, DataPeerList, DataQuota, DataShare, DataVerified, DataVersion,
+    Entry, EntryList, EntryQuery, File, FileKind, FileList, FileListQuery, FilePurge, FileQuery,
+    HistoryQuery, KeyQuery, MAX_BLOCK_BYTES, VersionQuery,
 };
 pub use device::{Device, DeviceAdd, DeviceAdded, DeviceList};
 pub use export::{

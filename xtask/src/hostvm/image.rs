@@ -38,8 +38,13 @@ umount /proc
 exec switch_root /new /job/run
 ";
 
-/// How a run begins: the file systems that a host has, and the modules that its kernel loads on demand only with a
-/// udev.
+/// How a run begins: the file systems that a host has, the modules that its kernel loads on demand only with a udev,
+/// and a VM that is never run.
+///
+/// The first VM of a host and the end of its last one switch static keys in KVM and in the scheduler (jump labels),
+/// that is, the kernel patches code that the other CPU is in. QEMU before 8.1 translates code and protects its page
+/// against writing in two steps, so it can keep the breakpoint that was there in between: the host then never leaves
+/// it. With one VM that stays, nothing is patched.
 pub const PREAMBLE: &str = "#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 [ ! -e /job/firecracker ] || export CLOUDPAL_FIRECRACKER=/job/firecracker
@@ -64,6 +69,7 @@ for module in kvm_amd wireguard tun veth nf_tables nft_chain_nat nft_masq nft_ct
 done
 chgrp kvm /dev/kvm && chmod 660 /dev/kvm
 chmod 666 /dev/net/tun
+[ ! -e /dev/kvm ] || qemu-system-x86_64 -accel kvm -M microvm -m 8 -nodefaults -display none -S </dev/null >/dev/null &
 echo \"hostvm: $(uname -r), $(grep -c ^processor /proc/cpuinfo) CPUs, $(ls /dev/kvm)\"
 ";
 

@@ -140,6 +140,27 @@ impl DataBackend for Daemon {
         noted((&self.brain, actor, tenant), format!("data import {tenant}"), String::new(), work).await
     }
 
+    async fn data_catch_up(&self, actor: &str, tenant: &Name, name: &Name) -> Result<api::Data, Problem> {
+        let data = self.tenant_data(tenant).await?;
+        let item = data.item(name)?;
+        let what = format!("{} catch-up {tenant}/{name}", word(item.kind));
+        let hub = data.clone();
+        let work = blocking(move || {
+            let mut waits = None;
+            for tracked in item.cores() {
+                if let (false, Some(frozen)) = (tracked.core.catch_up()?, tracked.core.frozen()?) {
+                    waits = Some(frozen.refusal());
+                }
+                // What the backup did not have is not here yet.
+                let length = tracked.core.info()?.length;
+                hub.hub.with(|replication, _| replication.download(tracked.number, 0, Some(length)));
+            }
+            waits.map_or(Ok(()), |waits| Err(waits.into()))
+        });
+        noted((&self.brain, actor, tenant), what, String::new(), work).await?;
+        self.data_show(tenant, name).await
+    }
+
     async fn data_verify(&self, tenant: &Name, name: &Name) -> Result<api::DataVerified, Problem> {
         let data = self.tenant_data(tenant).await?;
         let item = data.item(name)?;

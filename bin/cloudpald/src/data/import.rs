@@ -123,6 +123,16 @@ impl Stream {
         Err(refused(format!("the export has {} where {} should be", word(&found), word(wanted))))
     }
 
+    /// The frame that follows the file.
+    fn pass_by(&mut self) -> Result<ExportFrame, Problem> {
+        loop {
+            match self.frame()? {
+                ExportFrame::Piece(_) => {}
+                next => return Ok(next),
+            }
+        }
+    }
+
     /// A small file, up to the frame that begins the next one.
     fn small(&mut self, name: &str, next: &ExportFrame) -> Result<Vec<u8>, Problem> {
         let mut bytes = Vec::new();
@@ -158,7 +168,8 @@ impl TenantData {
         let mut stream = Stream { pieces, frames: ExportFrames::default() };
         let (index, first) = self.read_index(&mut stream)?;
         let records = self.records(&index)?;
-        let cores = index.data.iter().flat_map(|data| &data.cores).map(|core| core.key.clone()).collect();
+        let coming = index.data.iter().filter(|data| !self.logged_here(data));
+        let cores = coming.flat_map(|data| &data.cores).map(|core| core.key.clone()).collect();
         let mut journal = Journal { cores, names: None };
         journal.write(&self.store)?;
         let outcome = self.take_in(&mut stream, &index, first).and_then(|imported| {
@@ -220,7 +231,7 @@ impl TenantData {
         self.within_quota(index.byte_length())?;
         let known: BTreeSet<String> = self.store.keys().iter().map(|key| keys::hex(key)).collect();
         let (mut seen, mut records) = (BTreeSet::new(), Vec::new());
-        for data in &index.data {
+        for data in index.data.iter().filter(|data| !self.logged_here(data)) {
             let (name, kind) = (&self.name_here(data)?, &data.kind);
             let taken =
                 |what: String| Problem::new(Kind::Taken, what, "remove it first, if the export's is meant");
@@ -266,18 +277,28 @@ impl TenantData {
         name_of(&format!("audit-{}", &key[..12]))
     }
 
+    /// The log of this very tenant, or one that an earlier import has brought: what is here is at least as long.
+    fn logged_here(&self, data: &ExportedData) -> bool {
+        let here = |name: Name| self.item(&name).is_ok_and(|item| item.record().key == data.key);
+        data.name.as_str() == AUDIT && [name_of(AUDIT), self.name_here(data)].into_iter().flatten().any(here)
+    }
+
     fn take_in(
         &self,
         stream: &mut Stream,
         index: &ExportIndex,
         mut next: ExportFrame,
     ) -> Result<DataImported, Problem> {
-        let mut imported = DataImported { data: index.data.len() as u64, blocks: 0, bytes: 0 };
-        for core in index.data.iter().flat_map(|data| &data.cores) {
-            if next != ExportFrame::File(core.file.clone()) {
-                return Err(refused(format!("{} is missing", core.file)));
+        let mut imported = DataImported { data: 0, blocks: 0, bytes: 0 };
+        for data in &index.data {
+            let here = self.logged_here(data);
+            imported.data += u64::from(!here);
+            for core in &data.cores {
+                if next != ExportFrame::File(core.file.clone()) {
+                    return Err(refused(format!("{} is missing", core.file)));
+                }
+                next = if here { stream.pass_by()? } else { self.take_in_core(stream, core, &mut imported)? };
             }
-            next = self.take_in_core(stream, core, &mut imported)?;
         }
         if next != ExportFrame::End {
             return Err(refused("the export goes on where it should end"));

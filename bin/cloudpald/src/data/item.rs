@@ -6,11 +6,11 @@ use super::{
     catalog::Record,
     feeds::{Missing, Tracked},
 };
-use cloudpal_api::{Data, DataKind};
+use cloudpal_api::{Data, DataFrozen, DataKind};
 use cloudpal_data::{
     DataError,
     bee::Bee,
-    core::{Core, Info},
+    core::{Core, Frozen, Info},
     drive::{self, Drive},
     replication::Replica,
     trie::Trie,
@@ -91,7 +91,23 @@ impl Item {
             byte_length: info.byte_length + contents.as_ref().map_or(0, |contents| contents.byte_length),
             blocks_here: blocks_here(&info, contents.as_ref()),
             peers,
+            frozen: self.frozen()?,
         })
+    }
+
+    fn frozen(&self) -> Result<Option<DataFrozen>, DataError> {
+        for tracked in self.cores() {
+            match tracked.core.frozen()? {
+                Some(Frozen::Behind { fork, length }) => {
+                    return Ok(Some(DataFrozen::Behind { fork, length }));
+                }
+                Some(Frozen::Conflict { fork, length }) => {
+                    return Ok(Some(DataFrozen::Conflict { fork, length }));
+                }
+                None => {}
+            }
+        }
+        Ok(None)
     }
 }
 

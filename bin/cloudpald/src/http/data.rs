@@ -26,6 +26,7 @@ pub fn routes() -> OpenApiRouter<Daemon> {
         .routes(routes!(compact))
         .routes(routes!(show, remove))
         .routes(routes!(share))
+        .routes(routes!(catch_up))
         .routes(routes!(verify))
         .routes(routes!(peers, peer_add))
         .merge(carried::routes())
@@ -124,6 +125,19 @@ async fn share(
     Params((tenant, name)): Params<(Name, Name)>,
 ) -> Answer<Json<api::DataShare>> {
     Ok(Json(daemon.data_share(&actor, &tenant, &name).await?))
+}
+
+/// Go on after the history that its key has signed elsewhere, as peers have proved it; then it can be written again.
+#[utoipa::path(
+    post, path = "/v1/tenants/{tenant}/data/{name}/catch-up", tag = "data",
+    params(("tenant" = String, Path), ("name" = String, Path)), responses((status = 200, body = api::Data))
+)]
+async fn catch_up(
+    State(daemon): State<Daemon>,
+    Actor(actor): Actor,
+    Params((tenant, name)): Params<(Name, Name)>,
+) -> Answer<Json<api::Data>> {
+    Ok(Json(daemon.data_catch_up(&actor, &tenant, &name).await?))
 }
 
 /// Read every block and compare it with the signed tree. What is damaged is asked for again from peers.

@@ -39,6 +39,7 @@ pub trait DataBackend: Send + Sync {
         tenant: &Name,
         content: Pieces,
     ) -> Result<api::DataImported, Problem>;
+    async fn data_catch_up(&self, actor: &str, tenant: &Name, name: &Name) -> Result<api::Data, Problem>;
     async fn data_verify(&self, tenant: &Name, name: &Name) -> Result<api::DataVerified, Problem>;
     async fn data_peers(&self, tenant: &Name, name: &Name) -> Result<api::DataPeerList, Problem>;
     /// Connects, and stays connected, also after a restart.

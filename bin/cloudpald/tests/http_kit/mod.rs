@@ -41,6 +41,9 @@ impl DataBackend for Fake {
     async fn data_import(&self, _: &str, _: &Name, _: http::Pieces) -> Result<api::DataImported, Problem> {
         Err(locked())
     }
+    async fn data_catch_up(&self, _: &str, _: &Name, _: &Name) -> Result<api::Data, Problem> {
+        Err(locked())
+    }
     async fn data_verify(&self, _: &Name, _: &Name) -> Result<api::DataVerified, Problem> {
         Err(locked())
     }

@@ -38,7 +38,7 @@ impl Core {
         let (state, _) = inner.parts(self.id)?;
         let verifier = verifier_with(state, manifest)?;
         if let Some(conflict @ Frozen::Conflict { .. }) = frozen::frozen(state) {
-            return Err(conflict.error(state.head.length));
+            return Err(conflict.refusal());
         }
         if from_peer
             && proof.upgrade.is_some()

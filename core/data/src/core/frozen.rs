@@ -50,9 +50,10 @@ impl Frozen {
         }
     }
 
-    pub(super) fn error(self, here: u64) -> DataError {
+    /// What whoever wants to write is told.
+    pub fn refusal(self) -> DataError {
         match self {
-            Frozen::Behind { length, .. } => DataError::Behind { length, here },
+            Frozen::Behind { length, .. } => DataError::Behind { length },
             Frozen::Conflict { fork, length } => DataError::Conflict { fork, length },
         }
     }
@@ -65,7 +66,7 @@ pub(super) fn frozen(state: &CoreState) -> Option<Frozen> {
 /// Fails if the core is frozen.
 pub(super) fn refuse_frozen(state: &CoreState) -> Result<(), DataError> {
     match frozen(state) {
-        Some(frozen) => Err(frozen.error(state.head.length)),
+        Some(frozen) => Err(frozen.refusal()),
         None => Ok(()),
     }
 }
@@ -102,7 +103,7 @@ impl Core {
         let (fork, length) = match frozen(state) {
             None => return Ok(true),
             Some(Frozen::Behind { fork, length }) => (fork, length),
-            Some(conflict) => return Err(conflict.error(state.head.length)),
+            Some(conflict) => return Err(conflict.refusal()),
         };
         let signed = state.signed.clone();
         let signed_head = signed.as_ref().map(|signed| signed.head.clone()).unwrap_or_default();

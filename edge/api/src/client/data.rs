@@ -49,6 +49,11 @@ impl Client {
         self.get(&at(tenant, name, "/share"))
     }
 
+    /// Takes over what its key has signed elsewhere, so that it can be written again.
+    pub fn data_catch_up(&self, tenant: &Name, name: &Name) -> Result<Data, Problem> {
+        self.post::<(), _>(&at(tenant, name, "/catch-up"), None, LONG_TIMEOUT)
+    }
+
     pub fn data_verify(&self, tenant: &Name, name: &Name) -> Result<DataVerified, Problem> {
         self.post::<(), _>(&at(tenant, name, "/verify"), None, LONG_TIMEOUT)
     }
