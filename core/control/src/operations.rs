@@ -1,6 +1,8 @@
-//! The operation log: who asked for what, when, how it ended, and what would undo it. Append-only.
+//! The operation log: who asked for what, when, how it ended, and what would undo it.
 //!
-//! Invariant: an operation is written in the same batch as the change it speaks of, and only its state changes later.
+//! Invariants: an operation is written in the same batch as the change it speaks of, and only its state changes later;
+//! the newest [`KEPT_OPERATIONS`] are kept, and whatever still runs, so that a host can be up for ever. Those of a tenant
+//! are in its own audit log as well (`cloudpal data audit`).
 
 use crate::{
     engine::Engine,
@@ -63,7 +65,22 @@ impl Later {
     }
 }
 
+/// A household that asks for thirty things a day fills it in a year; it is some 3 MiB.
+pub const KEPT_OPERATIONS: usize = 10_000;
+/// Also of a log that grew while there was no limit, no more than so many go with one change.
+const DROPPED_AT_ONCE: usize = 100;
+
 impl<S: Store> Engine<S> {
+    /// Those that are too many once another one is added.
+    fn surplus_operations(&self) -> Vec<OperationId> {
+        let surplus = (self.operations.len() + 1).saturating_sub(KEPT_OPERATIONS).min(DROPPED_AT_ONCE);
+        let ended = self.operations.values().filter(|operation| {
+            !matches!(operation.state, OperationState::Running { .. })
+                && !self.household.installs.contains_key(&operation.id)
+        });
+        ended.take(surplus).map(|operation| operation.id).collect()
+    }
+
     pub(crate) fn draft(&self, now: Now, actor: &str, what: String, undo: String) -> Draft {
         let mut meta = self.meta.clone();
         let id = OperationId(Draft::next(&mut meta.next_operation));
@@ -94,7 +111,10 @@ impl<S: Store> Engine<S> {
         let id = draft.operation.id;
         draft.put(records::OPERATION, id.0, &draft.operation.clone())?;
         draft.changes.push(records::put(records::META.to_owned(), &draft.meta)?);
+        let surplus = self.surplus_operations();
+        surplus.iter().for_each(|old| draft.delete(records::OPERATION, old.0));
         self.write(draft.changes)?;
+        surplus.iter().for_each(|old| drop(self.operations.remove(old)));
         self.meta = draft.meta;
         self.operations.insert(id, draft.operation);
         self.operation_changes += 1;
@@ -151,6 +171,11 @@ impl<S: Store> Engine<S> {
     pub(crate) fn note_operation(&mut self, now: Now, tenant: TenantId, what: String, undo: String) {
         let mut draft = self.draft(now, "daemon", what, undo);
         draft.operation.tenant = Some(tenant);
+        for old in self.surplus_operations() {
+            self.operations.remove(&old);
+            let key = records::key(records::OPERATION, old.0);
+            self.write_later(Ok(Change::Delete { key }), now.mono_us);
+        }
         self.meta = draft.meta;
         let id = draft.operation.id;
         self.write_later(records::put(records::key(records::OPERATION, id.0), &draft.operation), now.mono_us);
@@ -181,5 +206,70 @@ impl<S: Store> Engine<S> {
 
     pub fn operation(&self, id: OperationId) -> Option<OperationView> {
         self.operations.get(&id).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event::Event, request::Request, settings::Settings};
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    type Records = BTreeMap<String, Vec<u8>>;
+
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<Records>>);
+
+    impl Store for Disk {
+        fn load(&self) -> Result<Vec<(String, Vec<u8>)>, Problem> {
+            Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().into_iter().collect())
+        }
+
+        fn commit(&mut self, batch: &[Change]) -> Result<(), Problem> {
+            let mut records = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            for change in batch.iter().cloned() {
+                match change {
+                    Change::Put { key, value } => records.insert(key, value),
+                    Change::Delete { key } => records.remove(&key),
+                };
+            }
+            Ok(())
+        }
+    }
+
+    fn open(disk: &Disk) -> Engine<Disk> {
+        let settings = Settings {
+            domain_suffix: "pal".to_owned(),
+            endpoint_host: "192.0.2.1".to_owned(),
+            first_port: 51820,
+        };
+        Engine::open(disk.clone(), settings, NOW).expect("opens")
+    }
+
+    const NOW: Now = Now { mono_us: 0, wall_ms: 1_800_000_000_000 };
+
+    #[test]
+    fn the_oldest_that_have_ended_make_room_on_the_disk_too() {
+        let disk = Disk::default();
+        let mut engine = open(&disk);
+        let ada: Name = "ada".parse().expect("a name");
+        let add = Request::TenantAdd { name: ada.clone(), subnet_v4: None, prefix_v6: None };
+        engine.request(NOW, "test", add, &mut |bytes| bytes.fill(7)).expect("adds");
+        let mut begin = |engine: &mut Engine<Disk>, at: usize| {
+            let what = (format!("data verify {at}"), String::new());
+            engine.begin_operation(NOW, "test", &ada, what).expect("begins")
+        };
+        let runs_on = begin(&mut engine, 0);
+        for at in 1..KEPT_OPERATIONS + 50 {
+            let operation = begin(&mut engine, at);
+            engine.event(NOW, Event::OperationEnded { operation, outcome: Ok(()) });
+        }
+        begin(&mut engine, KEPT_OPERATIONS + 50);
+        let kept = |engine: &Engine<Disk>| engine.operations(usize::MAX);
+        assert_eq!(kept(&engine).len(), KEPT_OPERATIONS);
+        assert_eq!(kept(&engine).last().map(|oldest| oldest.id), Some(runs_on), "what still runs is kept");
+        let again = open(&disk);
+        let ids = |engine: &Engine<Disk>| kept(engine).iter().map(|kept| kept.id).collect::<Vec<_>>();
+        assert_eq!(ids(&again), ids(&engine));
     }
 }
