@@ -255,7 +255,7 @@ mod tests {
         let ada: Name = "ada".parse().expect("a name");
         let add = Request::TenantAdd { name: ada.clone(), subnet_v4: None, prefix_v6: None };
         engine.request(NOW, "test", add, &mut |bytes| bytes.fill(7)).expect("adds");
-        let mut begin = |engine: &mut Engine<Disk>, at: usize| {
+        let begin = |engine: &mut Engine<Disk>, at: usize| {
             let what = (format!("data verify {at}"), String::new());
             engine.begin_operation(NOW, "test", &ada, what).expect("begins")
         };
