@@ -9,12 +9,14 @@ use crate::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use cloudpal_model::guest::{FromGuest, GuestConfig, Reply};
 use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use std::{
     fs::{self, File},
-    io::{Read, Write, pipe},
+    io::{PipeWriter, Read, Write, pipe},
+    os::fd::AsFd,
     process::{Command, Stdio},
     sync::{
         Arc, Condvar, Mutex,
@@ -35,6 +37,8 @@ pub struct App {
     changed: Condvar,
     receiver: Mutex<Option<Receiver<End>>>,
     log: std::thread::JoinHandle<()>,
+    /// Where the app writes what goes to its log; closed when it has ended, since the log's end is waited for then.
+    output: Mutex<Option<PipeWriter>>,
     /// The end was asked for: then whoever asked powers off.
     stopping: AtomicBool,
 }
@@ -51,7 +55,11 @@ impl App {
         let log = std::thread::spawn(move || copy_to_log(output, log));
         let children = Children::new();
         let mut command = Command::new("/proc/self/exe");
-        command.args(["launch", "app"]).stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+        command
+            .args(["launch", "app"])
+            .stdin(Stdio::null())
+            .stdout(input.try_clone()?)
+            .stderr(input.try_clone()?);
         let (child, receiver) = children.start(&mut command)?;
         Ok(Arc::new(App {
             pid: Pid::from_raw(i32::try_from(child.id())?),
@@ -61,6 +69,7 @@ impl App {
             changed: Condvar::new(),
             receiver: Mutex::new(Some(receiver)),
             log,
+            output: Mutex::new(Some(input)),
             stopping: AtomicBool::new(false),
         }))
     }
@@ -70,6 +79,7 @@ impl App {
         std::thread::spawn(move || {
             let Some(receiver) = lock(&self.receiver).take() else { return };
             let end = receiver.recv().unwrap_or(End { code: None, signal: None });
+            *lock(&self.output) = None;
             *lock(&self.ended) = Some(end);
             self.changed.notify_all();
             // Without a host attached the telling waits, and an orphan may hold the log; the machine ends all the same.
@@ -85,6 +95,17 @@ impl App {
                 mounts::power_off();
             }
         });
+    }
+
+    /// A line of our own, between those of the app.
+    pub fn write_to_log(&self, line: &str) {
+        if let Some(output) = lock(&self.output).as_mut() {
+            let mut polled = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
+            // With nobody to read the log it is full: this line is not worth the wait, with the lock held.
+            if poll(&mut polled, PollTimeout::ZERO) == Ok(1) {
+                let _ = output.write_all(line.as_bytes());
+            }
+        }
     }
 
     pub fn stop(&self, control: &Control, id: u64, grace_ms: u64) {

@@ -58,7 +58,7 @@ fn run() -> Result<(), Fault> {
     network::configure(&config.network)?;
     let app = app::App::start(&config, by_vsock)?;
     app.clone().watch(control.clone());
-    ready::watch(control.clone(), &config);
+    ready::watch(control.clone(), app.clone(), &config);
     serve(&control, &app)
 }
 

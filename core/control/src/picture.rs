@@ -6,6 +6,7 @@ use crate::{
     records::InstallRecord,
     view::{AppView, DeviceView, OperationState, TenantView, View},
 };
+use cloudpal_compute::life::State;
 use cloudpal_model::store::Store;
 
 impl<S: Store> Engine<S> {
@@ -95,7 +96,12 @@ fn app_view(tenant: &Tenant, app: &App) -> AppView {
     let record = app.to_record();
     let state = app.machine.state();
     let note = match state {
-        cloudpal_compute::life::State::Killed { reason } => reason.clone(),
+        State::Killed { reason } => reason.clone(),
+        // An app that listens elsewhere is one that never comes up, to whoever is not told.
+        State::Booting if app.machine.note().is_empty() && !app.ports().is_empty() => {
+            let ports: Vec<String> = app.ports().iter().map(u16::to_string).collect();
+            format!("until it listens on {}; `cloudpal logs` shows what it does", ports.join(" or "))
+        }
         _ => app.machine.note().to_owned(),
     };
     AppView {

@@ -84,7 +84,7 @@ fn outside(vm: &Machine) {
     assert!(!devices.contains("eth") && !devices.contains("m1"), "{devices}");
 }
 
-pub async fn ends_of_an_app(mut stage: Stage) {
+pub async fn apps_that_end_or_listen_elsewhere(mut stage: Stage) {
     stage.world.spec.guest.process.argv[2] = "echo no database; exit 7".into();
     let Err(problem) = stage.driver.boot(&stage.world.spec, stage.world.tap.dup().unwrap()).await else {
         panic!("it was ready")
@@ -93,13 +93,17 @@ pub async fn ends_of_an_app(mut stage: Stage) {
     assert!(problem.what.contains("no database"), "{problem}");
     assert!(stage.nobody_lives());
 
-    stage.world.spec.guest.ready_tcp_ports.clear();
+    stage.world.spec.guest.ready_tcp_ports = vec![81, 82];
+    stage.world.spec.guest.ready_timeout_ms = 5_000;
     stage.world.spec.guest.process.argv[2] =
-        "while ! test -e /data/end; do busybox usleep 20000; done; exit 7".into();
+        "busybox httpd -p 80 -h /www; while ! test -e /data/end; do busybox usleep 20000; done; exit 7"
+            .into();
     let vm = stage.boot().await;
     run(&vm, "echo > /data/end").await;
     let exit = vm.exited().await;
     assert!(exit.clean, "{exit:?}");
     assert_eq!(exit.why, "the app ended with code 7");
-    assert!(fs::read_to_string(stage.world.spec.dir.join("log")).unwrap().contains("no database"));
+    let log = fs::read_to_string(stage.world.spec.dir.join("log")).unwrap();
+    assert!(log.contains("no database"), "{log}");
+    assert!(log.contains("nobody listens on 81, 82 yet, but on 80;"), "{log}");
 }

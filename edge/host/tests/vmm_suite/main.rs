@@ -24,7 +24,7 @@ macro_rules! scenarios {
             use crate::*;
             const DRIVER: &str = stringify!($driver);
             scenarios!(@each
-                life::lives_sleeps_and_wakes, life::ends_of_an_app,
+                life::lives_sleeps_and_wakes, life::apps_that_end_or_listen_elsewhere,
                 packets::in_the_middle_of_falling_asleep, packets::a_sleep_that_is_given_up,
                 snapshots::bad_ones_are_refused, snapshots::two_clones,
                 crashes::at_every_step, daemons::die_at_every_step,
