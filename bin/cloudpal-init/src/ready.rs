@@ -76,7 +76,8 @@ fn hint(ports: &[u16], found: &[Listener]) -> Option<String> {
     open.dedup();
     let (awaited, first) = (list(ports), open.first()?);
     Some(format!(
-        "cloudpal: nobody listens on {awaited} yet, but on {}; if the app is to be reached there, install it with --port {first}\n",
+        "cloudpal: nobody listens on {awaited} yet, but on {}; if the app is to be reached there, install it with \
+         --port {first}\n",
         list(&open)
     ))
 }

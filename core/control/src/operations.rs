@@ -1,8 +1,8 @@
 //! The operation log: who asked for what, when, how it ended, and what would undo it.
 //!
 //! Invariants: an operation is written in the same batch as the change it speaks of, and only its state changes later;
-//! the newest [`KEPT_OPERATIONS`] are kept, and whatever still runs, so that a host can be up for ever. Those of a tenant
-//! are in its own audit log as well (`cloudpal data audit`).
+//! the newest [`KEPT_OPERATIONS`] are kept, and whatever still runs, so that a host can be up for ever. Those of a
+//! tenant are in its own audit log as well (`cloudpal data audit`).
 
 use crate::{
     engine::Engine,
