@@ -46,6 +46,9 @@ pub struct Brought {
     /// with its spinner; without it, library OSes are skipped.
     #[arg(long, value_name = "PATH")]
     pub unikernel: Option<PathBuf>,
+    /// Its command line; OSv's with all in one file: "--nopci --rootfs=ramfs /PROGRAM"
+    #[arg(long, value_name = "TEXT", requires = "unikernel", allow_hyphen_values = true)]
+    pub unikernel_arguments: Option<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {

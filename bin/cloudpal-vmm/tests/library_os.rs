@@ -1,7 +1,9 @@
 //! A library OS that somebody built for Firecracker, unmodified: it boots, sleeps and wakes like any other guest.
 //!
 //! `CLOUDPAL_UNIKERNEL` names its kernel, an ELF file whose program never stops writing to the serial port, for example
-//! Unikraft's app-helloworld with its spinner; `CLOUDPAL_UNIKERNEL_ARGUMENTS` is its command line.
+//! Unikraft's app-helloworld with its spinner, or OSv's loader with a program in its ramfs that counts;
+//! `CLOUDPAL_UNIKERNEL_ARGUMENTS` is its command line. On a KVM that is itself emulated by QEMU 7.2, OSv does not come
+//! up in any VMM, Firecracker and QEMU included, unless XSAVE is kept from it.
 
 use cloudpal_vmm::{Boot, Host, Image, Live, Save, Shape, Spare, Threads, Wake, snapshot::read_state};
 use std::{

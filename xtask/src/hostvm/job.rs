@@ -90,6 +90,8 @@ impl Job {
             // As it was built: that is what it is brought for.
             fs::copy(kernel, self.dir.join("unikernel"))
                 .with_context(|| format!("cannot read {}", kernel.display()))?;
+            let arguments = brought.unikernel_arguments.as_deref().unwrap_or_default();
+            fs::write(self.dir.join("unikernel-arguments"), arguments)?;
         }
         Ok(())
     }
