@@ -439,7 +439,7 @@ has caught up. What peers have proved is taken over; the blocks come from them b
 Example:
   cloudpal drive catch-up ada photos
 
-Exit codes: 0 done, 3 not there, 5 the longer history is not here yet, or there are two.")]
+Exit codes: 0 done, 3 not there, 5 the longer history is not here yet, or there are two, 9 no peer that has it.")]
     CatchUp(Place),
     /// Read every block and compare it with what was signed
     #[command(after_help = "Example:\n  cloudpal drive verify ada photos\n\n\

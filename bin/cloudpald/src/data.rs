@@ -11,6 +11,7 @@
 mod audit;
 mod backend;
 mod catalog;
+mod catch_up;
 mod content;
 mod cursors;
 mod entries;

@@ -57,7 +57,7 @@ fn a_drive_restored_from_an_old_backup_writes_nothing_until_it_has_caught_up() {
     let client = host.client();
     let before = client.data(&ada, &photos).unwrap();
     assert!(before.frozen.is_none() && before.length < latest, "{before:?}");
-    let mut peer = Peer::start(&host, &golden, &photos, &store);
+    let peer = Peer::start(&host, &golden, &photos, &store);
     let behind = until("it does not find out", &client, |data| data.frozen.is_some());
     assert!(
         matches!(behind.frozen, Some(DataFrozen::Behind { length, .. }) if length >= latest),
@@ -69,6 +69,13 @@ fn a_drive_restored_from_an_old_backup_writes_nothing_until_it_has_caught_up() {
     assert_eq!(refused.kind, Kind::Refused, "{refused}");
     assert!(refused.mend.contains("catch-up"), "{refused}");
 
+    // Nobody is there any more to say how much it was.
+    drop(peer);
+    let refused = client.data_catch_up(&ada, &photos).unwrap_err();
+    assert_eq!(refused.kind, Kind::Unavailable, "{refused}");
+    assert!(client.data(&ada, &photos).unwrap().frozen.is_some());
+
+    let mut peer = Peer::start(&host, &golden, &photos, &store);
     let caught = client.data_catch_up(&ada, &photos).unwrap();
     assert!(caught.frozen.is_none() && caught.length == latest, "{caught:?}");
     assert_eq!(get(&client, "/dog.jpg", None), photo());

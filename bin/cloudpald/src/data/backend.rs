@@ -144,19 +144,7 @@ impl DataBackend for Daemon {
         let data = self.tenant_data(tenant).await?;
         let item = data.item(name)?;
         let what = format!("{} catch-up {tenant}/{name}", word(item.kind));
-        let hub = data.clone();
-        let work = blocking(move || {
-            let mut waits = None;
-            for tracked in item.cores() {
-                if let (false, Some(frozen)) = (tracked.core.catch_up()?, tracked.core.frozen()?) {
-                    waits = Some(frozen.refusal());
-                }
-                // What the backup did not have is not here yet.
-                let length = tracked.core.info()?.length;
-                hub.hub.with(|replication, _| replication.download(tracked.number, 0, Some(length)));
-            }
-            waits.map_or(Ok(()), |waits| Err(waits.into()))
-        });
+        let work = blocking(move || data.catch_up(&item));
         noted((&self.brain, actor, tenant), what, String::new(), work).await?;
         self.data_show(tenant, name).await
     }
