@@ -7,7 +7,7 @@ mod node;
 mod replication_kit;
 
 use cloudpal_data::crypto::hash;
-use cloudpal_data::replication::{Event, MemoryCore, Replica};
+use cloudpal_data::replication::{Event, MemoryCore, PeerInfo, Replica};
 use golden_kit::block;
 use javascript_kit::{Peer, hex, unhex};
 use node::Node;
@@ -181,7 +181,9 @@ fn three_peers_of_which_one_lies() {
     let from_honest = node.dial(&mut honest);
     let from_old = node.dial(&mut others[0]);
     node.run_until("three peers", |node| {
-        node.replication.peers(1).len() == 3 && node.core().shown().length == 500
+        let knows_all = |peer: &PeerInfo| peer.contiguous_length == 500;
+        let peers = node.replication.peers(1);
+        peers.len() == 3 && peers.iter().all(knows_all) && node.core().shown().length == 500
     });
     let download = node.replication.download(1, 0, Some(500));
     let done = Event::Downloaded { core: 1, download };
@@ -191,9 +193,10 @@ fn three_peers_of_which_one_lies() {
     }
     assert_eq!(node.refused.len(), 1, "{:?}", node.refused);
     assert_eq!(node.refused[0].0, from_liar);
-    // The others have shared the work.
+    // The others have shared the work: each has answered at least what is asked of a peer at first, 32 blocks. Which of
+    // them does the rest is up to how much of the CPU each one's process is given.
     for peer in [from_honest, from_old] {
-        assert!(node.received[&peer] > 300_000, "{:?}", node.received);
+        assert!(node.received[&peer] > 32 * 5000, "{:?}", node.received);
     }
 }
 
