@@ -39,16 +39,23 @@ enum What {
 /// What the operator may bring along.
 #[derive(clap::Args, Clone, Default)]
 pub struct Brought {
-    /// Firecracker's program; without it everything about Firecracker is skipped, and says so.
+    /// Firecracker's program, static, with its jailer beside it; without it everything about Firecracker is skipped,
+    /// and says so.
     #[arg(long, value_name = "PATH")]
     pub firecracker: Option<PathBuf>,
-    /// A library OS' kernel whose program never stops writing to the serial port, such as Unikraft's app-helloworld
+    /// A library OS' kernel, an ELF file, whose program never stops writing to the serial port, such as Unikraft's app-helloworld
     /// with its spinner; without it, library OSes are skipped.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "unikernel_says")]
     pub unikernel: Option<PathBuf>,
     /// Its command line; OSv's with all in one file: "--nopci --rootfs=ramfs /PROGRAM"
     #[arg(long, value_name = "TEXT", requires = "unikernel", allow_hyphen_values = true)]
     pub unikernel_arguments: Option<String>,
+    /// What it says over and over while it is well.
+    #[arg(long, value_name = "TEXT", requires = "unikernel")]
+    pub unikernel_says: Option<String>,
+    /// What of the CPU is kept from it: "xsave".
+    #[arg(long, value_name = "FEATURE", requires = "unikernel")]
+    pub unikernel_without: Option<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {

@@ -52,7 +52,7 @@ impl Control {
         let listener = Arc::new(Listener::open()?);
         let writer = Writer::Vsock { line: Mutex::new(()), listener: listener.clone() };
         // The first word is the guest's, and it takes a host to hear it.
-        let current = Some(listener.accept()?);
+        let current = Some(listener.host()?);
         Ok(Control::new(Source::Vsock { listener, current }, writer))
     }
 
@@ -79,7 +79,7 @@ impl Control {
             Writer::Port(port) => lock(port).write_all(&line)?,
             Writer::Vsock { line: turn, listener } => {
                 let _turn = lock(turn);
-                listener.write(&line);
+                listener.write(&line)?;
             }
         }
         Ok(())
@@ -142,7 +142,7 @@ impl Source {
                     Some(host) => host.clone(),
                     None => {
                         let host =
-                            listener.accept().map_err(|fault| std::io::Error::other(fault.to_string()))?;
+                            listener.host().map_err(|fault| std::io::Error::other(fault.to_string()))?;
                         *current = Some(host.clone());
                         chunk[0] = b'\n';
                         return Ok(1);

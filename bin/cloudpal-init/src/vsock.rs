@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -47,11 +47,12 @@ pub fn is_used() -> Result<bool, Fault> {
     Err("the VMM offers neither a virtio console nor a vsock".into())
 }
 
-/// The control channel: one host at a time, and the newest is the one.
+/// The control channel: one host at a time. Whoever needs a host and finds none, reader or writer, accepts the next
+/// one: a reader that answers must not wait for a host that only the reader could accept.
 pub struct Listener {
     socket: OwnedFd,
+    /// Locked while somebody accepts: without a host nobody has anything to do.
     current: Mutex<Option<Arc<File>>>,
-    attached: Condvar,
 }
 
 impl Listener {
@@ -59,18 +60,21 @@ impl Listener {
         let socket = stream()?;
         bind(socket.as_raw_fd(), &VsockAddr::new(ANY, CONTROL_PORT))?;
         listen(&socket, Backlog::new(8)?)?;
-        Ok(Listener { socket, current: Mutex::new(None), attached: Condvar::new() })
+        Ok(Listener { socket, current: Mutex::new(None) })
     }
 
-    /// Waits for a host.
-    pub fn accept(&self) -> Result<Arc<File>, Fault> {
+    /// The host that is attached; waits for one if there is none.
+    pub fn host(&self) -> Result<Arc<File>, Fault> {
+        let mut current = lock(&self.current);
+        if let Some(host) = &*current {
+            return Ok(host.clone());
+        }
         loop {
             match accept_with(&self.socket, SocketFlags::CLOEXEC) {
                 Ok(connection) => {
-                    let file = Arc::new(File::from(connection));
-                    *lock(&self.current) = Some(file.clone());
-                    self.attached.notify_all();
-                    return Ok(file);
+                    let host = Arc::new(File::from(connection));
+                    *current = Some(host.clone());
+                    return Ok(host);
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(fault) => return Err(format!("accepting the host's connection: {fault}").into()),
@@ -78,28 +82,23 @@ impl Listener {
         }
     }
 
-    /// The host that was accepted is gone.
+    /// That host is gone.
     pub fn lost(&self, which: &Arc<File>) {
         let mut current = lock(&self.current);
-        if current.as_ref().is_some_and(|file| Arc::ptr_eq(file, which)) {
+        if current.as_ref().is_some_and(|host| Arc::ptr_eq(host, which)) {
             *current = None;
         }
     }
 
-    /// Writes the line to whoever is attached, or waits until somebody is. A host that goes in the middle of it is
-    /// lost, and the next one gets the line whole.
-    pub fn write(&self, line: &[u8]) {
+    /// Writes the line to whoever is attached, or is next. A host that goes in the middle of it is lost, and the next
+    /// one gets the line whole.
+    pub fn write(&self, line: &[u8]) -> Result<(), Fault> {
         loop {
-            let file = {
-                let current = lock(&self.current);
-                let attached = self.attached.wait_while(current, |current| current.is_none());
-                attached.unwrap_or_else(PoisonError::into_inner).clone()
-            };
-            let Some(file) = file else { continue };
-            if (&*file).write_all(line).is_ok() {
-                return;
+            let host = self.host()?;
+            if (&*host).write_all(line).is_ok() {
+                return Ok(());
             }
-            self.lost(&file);
+            self.lost(&host);
         }
     }
 }
@@ -144,4 +143,37 @@ fn connected() -> Result<File, Fault> {
 
 fn stream() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Read,
+        os::unix::net::{UnixListener, UnixStream},
+    };
+
+    /// The host's daemon dies between its question and the answer, and the thread that reads is the one that answers.
+    #[test]
+    fn an_answer_whose_host_is_gone_goes_to_the_next() {
+        let dir = std::env::temp_dir().join(format!("cloudpal-init-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("socket");
+        let socket = UnixListener::bind(&path).unwrap().into();
+        let listener = Listener { socket, current: Mutex::new(None) };
+        let mut first = UnixStream::connect(&path).unwrap();
+        first.write_all(b"?").unwrap();
+        let host = listener.host().unwrap();
+        assert_eq!((&*host).read(&mut [0; 8]).unwrap(), 1);
+        drop(first);
+        let mut second = UnixStream::connect(&path).unwrap();
+        listener.write(b"!").unwrap();
+        let mut heard = [0; 1];
+        second.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"!");
+        // The reader finds out only now, and takes nothing from the host that is there.
+        listener.lost(&host);
+        assert!(!Arc::ptr_eq(&listener.host().unwrap(), &host));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

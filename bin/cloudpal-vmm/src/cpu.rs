@@ -27,6 +27,22 @@ const HYPERVISOR: u32 = 1 << 31;
 /// Not among what KVM says it supports: the timer is the local APIC's, which is KVM's own.
 const TSC_DEADLINE: u32 = 1 << 24;
 
+/// The CPU without XSAVE and what needs it: AVX and all after it. Intel's manual, volume 1, 13.2: CPUID leaf 1 says
+/// whether there is XSAVE, leaf 0xd which parts of the state it saves.
+pub fn without_xsave(supported: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+    const FMA_XSAVE_AVX_F16C: u32 = 1 << 12 | 1 << 26 | 1 << 28 | 1 << 29;
+    const AVX2: u32 = 1 << 5;
+    let mut entries: Vec<_> = supported.iter().copied().filter(|entry| entry.function != 0xd).collect();
+    for entry in &mut entries {
+        match (entry.function, entry.index) {
+            (0x1, _) => entry.ecx &= !FMA_XSAVE_AVX_F16C,
+            (0x7, 0) => entry.ebx &= !AVX2,
+            _ => {}
+        }
+    }
+    entries
+}
+
 /// The host's CPU as one of the guest's vCPUs shows it: so many cores of one thread each, in one package.
 pub fn for_guest(
     supported: &[kvm_cpuid_entry2],
@@ -143,6 +159,19 @@ mod tests {
         assert!(fits(&with_deadline, &shown).is_err());
         // OSXSAVE is what the guest had switched on, not what the CPU can do.
         assert_eq!(fits(&cpu(0xa0f11, 1 << 27, 0), &cpu(0xa0f11, 0, 0)), Ok(()));
+    }
+
+    #[test]
+    fn without_xsave_there_is_nothing_that_needs_it() {
+        let mut host = cpu(1, !0, !0);
+        host.push(kvm_cpuid_entry2 { function: 0xd, eax: 7, ..Default::default() });
+        let shown = without_xsave(&host);
+        assert_eq!(shown[1].ecx, !(1 << 12 | 1 << 26 | 1 << 28 | 1 << 29));
+        assert_eq!(shown[2].ebx, !(1 << 5));
+        assert!(find(&shown, 0xd, 0).is_none());
+        // A guest that knows no XSAVE goes on where there is one, and not the other way.
+        assert_eq!(fits(&shown, &host), Ok(()));
+        assert!(fits(&host, &shown).is_err());
     }
 
     #[test]

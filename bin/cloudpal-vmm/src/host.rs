@@ -53,6 +53,11 @@ impl Host {
         Ok(Host { kvm, supported, deadline, msrs: in_order(msrs).into() })
     }
 
+    /// For guests that would do wrong with XSAVE, as OSv does on a KVM that QEMU 7.2 emulates.
+    pub fn without_xsave(self) -> Host {
+        Host { supported: cpu::without_xsave(&self.supported), ..self }
+    }
+
     /// What a vCPU shows its guest.
     pub(crate) fn shown(&self, vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
         cpu::for_guest(&self.supported, vcpu, vcpus, self.deadline)

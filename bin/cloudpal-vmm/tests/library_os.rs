@@ -1,9 +1,10 @@
 //! A library OS that somebody built for Firecracker, unmodified: it boots, sleeps and wakes like any other guest.
 //!
 //! `CLOUDPAL_UNIKERNEL` names its kernel, an ELF file whose program never stops writing to the serial port, for example
-//! Unikraft's app-helloworld with its spinner, or OSv's loader with a program in its ramfs that counts;
-//! `CLOUDPAL_UNIKERNEL_ARGUMENTS` is its command line. On a KVM that is itself emulated by QEMU 7.2, OSv does not come
-//! up in any VMM, Firecracker and QEMU included, unless XSAVE is kept from it.
+//! Unikraft's app-helloworld with its spinner, or OSv's loader with a program in its ramfs that counts.
+//! `CLOUDPAL_UNIKERNEL_ARGUMENTS` is its command line, `CLOUDPAL_UNIKERNEL_SAYS` what it says over and over while it is
+//! well, and not when it has crashed. `CLOUDPAL_UNIKERNEL_WITHOUT=xsave` keeps XSAVE from it: on a KVM that is itself
+//! emulated by QEMU 7.2, OSv comes up in no VMM otherwise, Firecracker and QEMU included.
 
 use cloudpal_vmm::{Boot, Host, Image, Live, Save, Shape, Spare, Threads, Wake, snapshot::read_state};
 use std::{
@@ -27,16 +28,16 @@ impl Console {
         (Console(ours), File::from(OwnedFd::from(theirs)))
     }
 
-    /// What it says from now on, until that is so many bytes.
-    fn hear(&mut self, bytes: usize) -> String {
-        let (deadline, mut heard, mut piece) = (Instant::now() + PATIENCE, Vec::new(), [0; 4096]);
-        while heard.len() < bytes {
-            assert!(Instant::now() < deadline, "it fell silent after {:?}", String::from_utf8_lossy(&heard));
+    /// What it says from now on, until that is in it for the third time.
+    fn hear(&mut self, says: &str) -> String {
+        let (deadline, mut heard, mut piece) = (Instant::now() + PATIENCE, String::new(), [0; 4096]);
+        while heard.matches(says).count() < 3 {
+            assert!(Instant::now() < deadline, "it does not say {says:?} any more, after {heard:?}");
             // Nothing for a while is no error.
             let read = self.0.read(&mut piece).unwrap_or(0);
-            heard.extend_from_slice(&piece[..read]);
+            heard.push_str(&String::from_utf8_lossy(&piece[..read]));
         }
-        String::from_utf8_lossy(&heard).into_owned()
+        heard
     }
 }
 
@@ -53,7 +54,13 @@ fn boots_sleeps_and_wakes() {
         return;
     };
     let arguments = env::var("CLOUDPAL_UNIKERNEL_ARGUMENTS").unwrap_or_default();
+    let says = env::var("CLOUDPAL_UNIKERNEL_SAYS").expect("CLOUDPAL_UNIKERNEL_SAYS");
     let host = Host::open().expect("KVM");
+    let host = match env::var("CLOUDPAL_UNIKERNEL_WITHOUT").as_deref() {
+        Ok("xsave") => host.without_xsave(),
+        Ok(other) if !other.is_empty() => panic!("{other} cannot be kept from a guest"),
+        _ => host,
+    };
     let kernel = File::open(&path).expect("the kernel");
     let shape = Shape::plain(MIB);
     let (mut console, theirs) = Console::pair();
@@ -62,7 +69,8 @@ fn boots_sleeps_and_wakes() {
         Boot { com1: Some(theirs), ..Boot::plain(Image::file(&kernel).expect("a kernel"), &arguments) };
     let mut live =
         launch(Spare::make(&host, shape).and_then(|spare| spare.boot(&host, boot)).expect("boots"));
-    eprintln!("{}\nso much {:?} after the boot", console.hear(300), begun.elapsed());
+    let first = console.hear(&says);
+    eprintln!("{first}\nso much {:?} after the boot", begun.elapsed());
 
     let file = || tempfile::tempfile().expect("a file");
     let (state_file, memory) = (file(), file());
@@ -85,7 +93,11 @@ fn boots_sleeps_and_wakes() {
             Wake { state: &state, memory: &memory, diff: None, devices: Vec::new(), com1: Some(theirs) };
         let woken = launch(spare.wake(&host, wake).expect("wakes"));
         eprintln!("woken in {:?}", begun.elapsed());
-        console.hear(600);
+        let heard = console.hear(&says);
+        eprintln!("it goes on: {heard:?}");
+        // It goes on from where it was, and does not begin anew.
+        let begins = first.split(&says).next().unwrap_or_default();
+        assert!(begins.is_empty() || !heard.contains(begins), "{heard}");
         drop(woken);
     }
 }

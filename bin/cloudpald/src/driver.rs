@@ -69,6 +69,7 @@ fn firecracker(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
     let own = FirecrackerSettings {
         guest_dir: settings.guest_dir.clone(),
         binary: settings.firecracker.clone(),
+        jailer: settings.jailer.clone(),
         first_uid: Some(settings.first_vmm_uid),
     };
     Ok(Arc::new(FirecrackerDriver::new(own)?))

@@ -54,6 +54,10 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", default_value = "firecracker")]
     pub firecracker: PathBuf,
 
+    /// Its jailer. Default: `jailer` beside it, with the same ending of the name.
+    #[arg(long, value_name = "FILE")]
+    pub jailer: Option<PathBuf>,
+
     /// With the qemu driver, what runs the guests' instructions: `auto` measures KVM and takes it only when it is real.
     #[arg(long, value_enum, default_value_t = AccelChoice::Auto)]
     pub accel: AccelChoice,

@@ -53,6 +53,7 @@ fn contenders() -> Vec<Contender> {
         let settings = FirecrackerSettings {
             guest_dir: guest_dir.clone(),
             binary: binary.into(),
+            jailer: None,
             first_uid: Some(FIRST_UID),
         };
         add("firecracker", &|| Box::new(FirecrackerDriver::new(settings.clone()).unwrap().trusting_memory()));

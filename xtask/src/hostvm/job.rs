@@ -13,7 +13,7 @@ use crate::{
     programs::{self, Profile},
     radicale, shell,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -85,13 +85,23 @@ impl Job {
     pub fn add_brought(&mut self, brought: &Brought) -> Result<()> {
         if let Some(program) = &brought.firecracker {
             self.program_as(program, &self.dir.join("firecracker"))?;
+            let name = program.file_name().unwrap_or_default().to_string_lossy();
+            let jailer = program.with_file_name(name.replace("firecracker", "jailer"));
+            ensure!(jailer.is_file(), "{} is missing: Firecracker runs in its jailer only", jailer.display());
+            self.program_as(&jailer, &self.dir.join("jailer"))?;
         }
         if let Some(kernel) = &brought.unikernel {
             // As it was built: that is what it is brought for.
             fs::copy(kernel, self.dir.join("unikernel"))
                 .with_context(|| format!("cannot read {}", kernel.display()))?;
-            let arguments = brought.unikernel_arguments.as_deref().unwrap_or_default();
-            fs::write(self.dir.join("unikernel-arguments"), arguments)?;
+            for (name, text) in [
+                ("arguments", &brought.unikernel_arguments),
+                ("says", &brought.unikernel_says),
+                ("without", &brought.unikernel_without),
+            ] {
+                let text = text.as_deref().unwrap_or_default();
+                fs::write(self.dir.join(format!("unikernel-{name}")), text)?;
+            }
         }
         Ok(())
     }

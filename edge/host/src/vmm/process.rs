@@ -77,7 +77,13 @@ impl Lock {
     pub fn take(run_dir: &Path) -> Result<Option<Lock>, Problem> {
         let path = run_dir.join("vmm.lock");
         let place = format!("the lock file {}", path.display());
-        let open = File::options().create(true).truncate(false).write(true).read(true).open(&path);
+        // For reading only: a VMM may have it as its standard output, which must not fill a file that nobody bounds.
+        let open = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                File::options().create(true).append(true).open(&path).and_then(|_| File::open(&path))
+            }
+            opened => opened,
+        };
         let file = open.map_err(|error| Problem::io(&place, &error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Lock(file))),
@@ -104,6 +110,8 @@ pub struct Launch<'a> {
     pub command: Command,
     /// Takes its standard error; begun anew.
     pub errors: &'a Path,
+    /// Its standard input and output; `None`: nothing.
+    pub standard: [Option<OwnedFd>; 2],
     /// User and group; `None`: as the daemon.
     pub user: Option<(u32, u32)>,
     /// The descriptors that it gets besides the three standard ones, under the same numbers.
@@ -112,12 +120,13 @@ pub struct Launch<'a> {
 
 impl Launch<'_> {
     pub fn start(self) -> Result<Process, Problem> {
-        let Launch { mut command, errors, user, inherited } = self;
+        let Launch { mut command, errors, standard: [input, output], user, inherited } = self;
         let program = command.get_program().to_string_lossy().into_owned();
         drop(fs::remove_file(errors));
         let stderr = File::options().append(true).create_new(true).open(errors);
         let stderr = stderr.map_err(|error| Problem::io(errors.display(), &error))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let given = |descriptor: Option<OwnedFd>| descriptor.map_or_else(Stdio::null, Stdio::from);
+        command.stdin(given(input)).stdout(given(output)).stderr(stderr);
         let inherited = inherited.to_vec();
         // SAFETY: between fork and exec only async-signal-safe system calls are made and nothing is allocated; the
         // descriptors are open in the parent for the whole call, so they are in the child.
@@ -337,7 +346,11 @@ mod tests {
         command.args(["-c", script]);
         let errors = dir.join("vmm.log");
         let user = Some((1_900_000_000, 1_900_000_000));
-        Some(Guard::new(Launch { command, errors: &errors, user, inherited: &[] }.start().unwrap()))
+        Some(Guard::new(
+            Launch { command, errors: &errors, standard: [None, None], user, inherited: &[] }
+                .start()
+                .unwrap(),
+        ))
     }
 
     #[tokio::test]

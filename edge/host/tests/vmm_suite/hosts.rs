@@ -4,7 +4,7 @@ use crate::stage::{FIRST_UID, Stage, answered, driver, run};
 use cloudpal_compute::driver::WakeError;
 use cloudpal_model::Kind;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 pub async fn full_disks_and_no_privilege(mut stage: Stage) {
     stage.driver = driver(stage.kind, stage.world.guest_dir(), Some(FIRST_UID)).unwrap();
@@ -25,6 +25,9 @@ pub async fn full_disks_and_no_privilege(mut stage: Stage) {
     let uids: Vec<u32> = uid.split('\t').map(|uid| uid.parse().unwrap()).collect();
     assert!(uids.iter().all(|&uid| uid >= FIRST_UID && uid == uids[0]), "{status}");
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    if stage.kind != "qemu" {
+        sees_nothing_of_the_host(vm.pid());
+    }
     stage.world.quiet().await;
     let problem = vm.sleep(&|| true).await.unwrap_err();
     assert_eq!(problem.kind, Kind::DiskFull, "{problem}");
@@ -42,6 +45,18 @@ pub async fn full_disks_and_no_privilege(mut stage: Stage) {
     assert!(console.contains(failed), "the guest was not told: {console}");
     answered(stage.world.get()).await;
     vm.kill().await;
+}
+
+/// Jailed: QEMU alone keeps the host's files in view, as far as anybody may read them.
+fn sees_nothing_of_the_host(pid: u32) {
+    for name in ["etc", "home", "job", "proc", "sys", "tmp", "usr", "var"] {
+        assert!(!Path::new(&format!("/proc/{pid}/root/{name}")).exists(), "it sees /{name}");
+    }
+    for kind in ["mnt", "net"] {
+        let [its, ours] = [pid.to_string(), "self".into()]
+            .map(|who| fs::read_link(format!("/proc/{who}/ns/{kind}")).unwrap());
+        assert_ne!(its, ours, "it is in the host's {kind} namespace");
+    }
 }
 
 pub async fn faults_refuse_nothing(stage: Stage) {

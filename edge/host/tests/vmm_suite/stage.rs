@@ -45,7 +45,7 @@ pub fn driver(kind: &str, guest_dir: &Path, first_uid: Option<u32>) -> Result<Ar
         "firecracker" => {
             let binary = env::var_os("CLOUDPAL_FIRECRACKER").ok_or("CLOUDPAL_FIRECRACKER names no binary")?;
             let guest_dir = guest_dir.to_path_buf();
-            let settings = FirecrackerSettings { guest_dir, binary: binary.into(), first_uid };
+            let settings = FirecrackerSettings { guest_dir, binary: binary.into(), jailer: None, first_uid };
             Ok(Arc::new(FirecrackerDriver::new(settings).map_err(told)?))
         }
         "embedded" => {

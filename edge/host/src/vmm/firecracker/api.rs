@@ -63,6 +63,10 @@ impl Api {
         let said: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         let why = said["fault_message"].as_str().unwrap_or("no reason given");
         let why = crate::vmm::logs::cleaned(why, 600);
+        // The only sign of it: Firecracker answers in words.
+        if why.contains("(os error 28)") {
+            return Err(Problem::io(&place, &io::ErrorKind::StorageFull.into()));
+        }
         Err(Problem::new(Kind::Internal, format!("{place}: {why}"), "see the machine's log"))
     }
 }

@@ -1,17 +1,17 @@
 //! The `firecracker` driver: a microVM is a process of the operator's own Firecracker.
 //!
 //! Invariants, beside those of the port ([`cloudpal_compute::driver`]):
-//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a directory of its own, where each name
-//!   is a link to a descriptor that the daemon opened; so the names stay the same and nobody's paths are among them.
+//! - Firecracker takes paths only, and keeps them in its snapshots. It runs in a jail of its own, where each file has
+//!   the same name always; so nobody's paths are among them, and it sees nothing else: see [`jail`].
 //! - Packets wait in the machine's TAP until the guest is ready for them: see [`relay`].
 //! - A connection to the guest does not outlive a snapshot; each wake makes a new one.
 //! - The file `started` in the run directory says that packets were let in: a machine without it is not adopted.
 //!
 //! What does not hold as with the other drivers: the relay is the daemon's, so while no daemon runs a machine's packets
-//! wait; and Firecracker's jailer is not used, since it closes the descriptors that the daemon's successor looks for.
-//! The VMM has a user, a network namespace and a session of its own.
+//! wait.
 
 mod api;
+mod jail;
 mod log;
 mod machine;
 mod memory;
@@ -26,6 +26,7 @@ use super::{
 use async_trait::async_trait;
 use cloudpal_compute::driver::{Driver, MachineSpec, Vm, WakeError};
 use cloudpal_model::{Kind, Problem};
+use jail::Programs;
 use start::Start;
 use std::{
     fs,
@@ -43,12 +44,15 @@ pub struct FirecrackerSettings {
     pub guest_dir: PathBuf,
     /// The operator's Firecracker.
     pub binary: PathBuf,
+    /// Its jailer; `None`: what is called so beside Firecracker.
+    pub jailer: Option<PathBuf>,
     /// Each VMM runs as a user of its own: this plus the machine's number. `None`: as the daemon.
     pub first_uid: Option<u32>,
 }
 
 pub struct FirecrackerDriver {
     settings: FirecrackerSettings,
+    programs: Programs,
     verifies_memory: bool,
     version: String,
     cpu: String,
@@ -67,7 +71,8 @@ impl FirecrackerDriver {
                 return Err(Problem::new(Kind::HostLacks, what, mend));
             }
         }
-        let version = version(&settings.binary)?;
+        let programs = Programs::find(&settings.binary, settings.jailer.as_deref())?;
+        let version = version(&programs.firecracker)?;
         if !Path::new("/dev/kvm").exists() {
             let what = "Firecracker runs on KVM only, and there is no /dev/kvm";
             return Err(Problem::new(Kind::HostLacks, what, "choose the qemu driver here"));
@@ -76,8 +81,17 @@ impl FirecrackerDriver {
         let (_, why) = accelerator::choose();
         let cgroups = Cgroups::find();
         cgroups.sweep();
-        let explanation = format!("Firecracker {version}, {why}; {}", cgroups.explain());
-        Ok(FirecrackerDriver { settings, verifies_memory: true, version, cpu: cpu(), explanation, cgroups })
+        let explanation = format!("Firecracker {version} in its jail, {why}; {}", cgroups.explain());
+        let cpu = cpu();
+        Ok(FirecrackerDriver {
+            settings,
+            programs,
+            verifies_memory: true,
+            version,
+            cpu,
+            explanation,
+            cgroups,
+        })
     }
 
     /// A wake then does not read the whole memory file to see that it is undamaged: Firecracker itself does not either.

@@ -16,6 +16,7 @@ use super::{
     },
     FirecrackerDriver, STARTED,
     api::Api,
+    jail::{self, JailFile, SOCKETS},
     log::{self, Log},
     machine::Machine,
     memory::{self, Block},
@@ -29,11 +30,10 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::fs::{PermissionsExt, fchown, symlink},
+        fd::{AsFd, OwnedFd, RawFd},
+        unix::fs::{PermissionsExt, fchown},
     },
     path::Path,
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,9 +43,13 @@ const OVERHEAD_MIB: u32 = 64;
 const THREADS: u32 = 16;
 /// A guest that lost a connection does not say so; it is asked again on another.
 const TRY_PATIENCE: Duration = Duration::from_secs(5);
+const FORK_PATIENCE: Duration = Duration::from_secs(2);
 const API: &str = "api.sock";
 pub const VSOCK: &str = "v.sock";
-/// Where the VMM finds what it is to fill at the next sleep, in its own directory and in the machine's.
+/// The VMM's numbers of what the daemon that adopts it looks for.
+const TAP_KEEPER_FD: RawFd = 0;
+const LOCK_FD: RawFd = 1;
+/// Where the VMM finds what it is to fill at the next sleep, in its jail and in the machine's directory.
 pub const NEXT: [&str; 2] = ["next.memory", "next.state"];
 
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k random.trust_cpu=on audit=0 lsm= \
@@ -141,7 +145,7 @@ impl Start<'_> {
         all.push(drive("disk", false));
         all.push(("/network-interfaces/eth0".into(), network));
         if spec.unikernel.is_none() {
-            all.push(("/vsock".into(), json!({ "guest_cid": 3, "uds_path": VSOCK })));
+            all.push(("/vsock".into(), json!({ "guest_cid": 3, "uds_path": format!("{SOCKETS}/{VSOCK}") })));
         }
         all.push(("/entropy".into(), json!({})));
         all
@@ -212,9 +216,20 @@ impl Start<'_> {
         let lost = || fault(&format!("a VMM holds {}/vmm.lock, but it is not found", spec.run_dir.display()));
         let note = Note::read(&spec.run_dir).ok_or_else(lost)?;
         note.is_of("firecracker")?;
-        let Some(process) = Process::find(&spec.run_dir, note.lock_fd) else {
+        let begun = Instant::now();
+        let process = loop {
+            if let Some(process) = Process::find(&spec.run_dir, note.lock_fd) {
+                break process;
+            }
             // It may have ended at this very moment.
-            return if Lock::take(&spec.run_dir)?.is_some() { Ok(None) } else { Err(lost()) };
+            if Lock::take(&spec.run_dir)?.is_some() {
+                return Ok(None);
+            }
+            // Or have begun: a child that was just forked has the lock, but not yet under its number.
+            if begun.elapsed() > FORK_PATIENCE {
+                return Err(lost());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         };
         if !spec.run_dir.join(STARTED).exists() {
             // It was in the middle of a boot or a wake; what it was told is not known. It starts anew.
@@ -222,7 +237,9 @@ impl Start<'_> {
             process.ended().await;
             return Ok(None);
         }
-        let tap = process.descriptor(note.tap_fd)?;
+        let tap = process.descriptor(note.tap_fd).and_then(|keeper| {
+            jail::kept(&keeper).map_err(|error| Problem::io("taking the machine's TAP back", &error))
+        })?;
         // It runs on: a snapshot that it was writing, or had just written, must never be woken.
         let dir = spec.dir.clone();
         blocking_io("removing a snapshot", move || snapshot::discard(&dir)).await?;
@@ -253,19 +270,22 @@ impl Start<'_> {
         start::own_sockets_dir(spec, user)?;
         let files = self.files(uid, asleep)?;
         let note = Note {
-            lock_fd: lock.as_raw_fd(),
-            tap_fd: tap.as_raw_fd(),
+            lock_fd: LOCK_FD,
+            tap_fd: TAP_KEEPER_FD,
             memory_fd: None,
             identity: driver.identity(spec),
         };
         note.write(&spec.run_dir)?;
-        let mut inherited: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        inherited.extend([note.lock_fd, note.tap_fd]);
         let log = log::listen(spec, uid)?;
-        let mut command = Command::new(&driver.settings.binary);
-        command.current_dir(sockets_dir(spec)).args(["--api-sock", API, "--id", &spec.id.to_string()]);
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let arguments = ["--api-sock", &format!("{SOCKETS}/{API}")];
+        let command = driver.programs.command(spec, user.unwrap_or(own), &files, &arguments)?;
+        let kept = jail::keep(&tap).and_then(|tap| Ok((tap, lock.as_fd().try_clone_to_owned()?)));
+        let (tap_keeper, held) = kept.map_err(|error| Problem::io("the VMM's descriptors", &error))?;
         let errors = spec.run_dir.join("vmm.log");
-        let process = Launch { command, errors: &errors, user, inherited: &inherited }.start()?;
+        let standard = [Some(tap_keeper), Some(held)];
+        // The jailer needs privilege, and gives it up itself.
+        let process = Launch { command, errors: &errors, standard, user: None, inherited: &[] }.start()?;
         let guard = Guard::new(process);
         guard.process().note(&spec.run_dir)?;
         let limits = Limits {
@@ -299,54 +319,48 @@ impl Start<'_> {
         Ok(())
     }
 
-    /// Opens what the VMM works on, and names it in the VMM's directory.
-    fn files(&self, uid: Option<u32>, asleep: Option<&[File; 2]>) -> Result<Vec<File>, Problem> {
+    /// What the VMM works on: each file can be opened, and what it writes is its user's.
+    fn files(&self, uid: Option<u32>, asleep: Option<&[File; 2]>) -> Result<Vec<JailFile>, Problem> {
         let (spec, guest_dir) = (self.spec, &self.driver.settings.guest_dir);
         let mut files = Vec::new();
-        let mut add = |name: &str, path: &Path, options: &mut OpenOptions, owned: bool| {
-            let opened = options.open(path).and_then(|file| {
-                if owned {
-                    fchown(&file, uid, None)?;
-                }
-                named(spec, name, &file)?;
-                files.push(file);
-                Ok(())
-            });
-            opened.map_err(|error: io::Error| Problem::io(path.display(), &error))
+        let mut add = |name: &'static str, path: &Path, options: &OpenOptions, read_only: bool| {
+            let opened =
+                options.open(path).and_then(|file| if read_only { Ok(()) } else { fchown(&file, uid, None) });
+            opened.map_err(|error: io::Error| Problem::io(path.display(), &error))?;
+            files.push(JailFile { name, path: path.to_path_buf(), read_only });
+            Ok::<(), Problem>(())
         };
         let mut read = OpenOptions::new();
         read.read(true);
         match &spec.unikernel {
             Some(own) => {
-                add("kernel", &own.kernel, &mut read, false)?;
+                add("kernel", &own.kernel, &read, true)?;
                 if let Some(initrd) = &own.initrd {
-                    add("initrd", initrd, &mut read, false)?;
+                    add("initrd", initrd, &read, true)?;
                 }
                 if let Some(disk) = &own.disk {
-                    add("root", disk, &mut read, false)?;
+                    add("root", disk, &read, true)?;
                 }
             }
             None => {
-                add("kernel", &guest_dir.join("vmlinuz"), &mut read, false)?;
-                add("initrd", &guest_dir.join("initramfs.img"), &mut read, false)?;
-                add("root", &spec.rootfs, &mut read, false)?;
+                add("kernel", &guest_dir.join("vmlinuz"), &read, true)?;
+                add("initrd", &guest_dir.join("initramfs.img"), &read, true)?;
+                add("root", &spec.rootfs, &read, true)?;
             }
         }
         let mut change = OpenOptions::new();
         change.read(true).write(true);
-        add("disk", &spec.dir.join("disk.img"), &mut change, true)?;
-        add("console", &spec.run_dir.join("console.log"), change.clone().create(true), true)?;
+        add("disk", &spec.dir.join("disk.img"), &change, false)?;
+        add("console", &spec.run_dir.join("console.log"), change.clone().create(true), false)?;
         for name in NEXT {
             drop(fs::remove_file(spec.dir.join(name)));
-            add(name, &spec.dir.join(name), change.clone().create_new(true), true)?;
+            add(name, &spec.dir.join(name), change.clone().create_new(true), false)?;
         }
         for (name, file) in ["memory", "state"].into_iter().zip(asleep.into_iter().flatten()) {
-            let copy = file.try_clone().and_then(|file| {
-                // Whoever wrote it can no more: it is read only from now on.
-                file.set_permissions(fs::Permissions::from_mode(0o444))?;
-                named(spec, name, &file).map(|()| file)
-            });
-            files.push(copy.map_err(|error| Problem::io("the snapshot", &error))?);
+            // Whoever wrote it can no more: it is read only from now on.
+            let closed = file.set_permissions(fs::Permissions::from_mode(0o444));
+            closed.map_err(|error| Problem::io("the snapshot", &error))?;
+            files.push(JailFile { name, path: snapshot::path(&spec.dir).join(name), read_only: true });
         }
         Ok(files)
     }
@@ -364,9 +378,4 @@ pub async fn attach(spec: &MachineSpec, process: &Process) -> Result<Control, Pr
             Err(_) => {}
         }
     }
-}
-
-/// A link in the VMM's directory, made before the VMM is, to its own descriptor of that number.
-fn named(spec: &MachineSpec, name: &str, file: &File) -> io::Result<()> {
-    symlink(format!("/proc/self/fd/{}", file.as_raw_fd()), sockets_dir(spec).join(name))
 }

@@ -325,7 +325,13 @@ impl Spawn {
         inherited.extend(files.descriptors());
         inherited.extend(self.state.as_ref().map(AsRawFd::as_raw_fd));
         let errors = spec.run_dir.join("vmm.log");
-        let launch = Launch { command: plan.command(), errors: &errors, user, inherited: &inherited };
+        let launch = Launch {
+            command: plan.command(),
+            errors: &errors,
+            standard: [None, None],
+            user,
+            inherited: &inherited,
+        };
         let guard = Guard::new(launch.start()?);
         guard.process().note(&spec.run_dir)?;
         let translated_mib = if self.accelerator == Accelerator::Tcg { TRANSLATED_MIB } else { 0 };
