@@ -9,6 +9,7 @@
 //!
 //! All of this waits for the disk: call it where blocking is allowed.
 
+use super::start::blocking_io;
 use cloudpal_compute::driver::{MachineSpec, WakeError};
 use cloudpal_model::Problem;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -20,6 +21,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 const VERSION: u32 = 2;
@@ -114,11 +116,6 @@ pub struct Draft {
 }
 
 impl Draft {
-    pub fn begin(dir: &Path) -> io::Result<Draft> {
-        let draft = Draft::of(dir);
-        draft.make().map(|()| draft)
-    }
-
     /// Nothing on the disk yet: see [`Draft::make`].
     pub fn of(dir: &Path) -> Draft {
         Draft { dir: dir.to_path_buf(), temporary: dir.join("snapshot.tmp") }
@@ -190,6 +187,41 @@ impl Draft {
     pub fn discard(&self) {
         // What cannot be removed now is removed by the next draft.
         drop(remove(&self.temporary));
+    }
+}
+
+/// A draft on which tasks work one after the other. What was begun comes to its end also when nobody waits for it any
+/// more; so whoever takes everything back does that afterwards.
+#[derive(Clone)]
+pub struct SharedDraft(Arc<tokio::sync::Mutex<Draft>>);
+
+impl SharedDraft {
+    /// Nothing on the disk yet: see [`Draft::make`].
+    pub fn of(dir: &Path) -> SharedDraft {
+        SharedDraft(Arc::new(Draft::of(dir).into()))
+    }
+
+    /// Works on it where that holds nobody up.
+    pub async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Draft) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let draft = self.0.clone().lock_owned().await;
+        blocking_io("the snapshot", move || work(&draft)).await
+    }
+
+    /// It was not published.
+    pub async fn discard(&self) -> Result<(), Problem> {
+        let discard = |draft: &Draft| {
+            draft.discard();
+            Ok(())
+        };
+        self.with(discard).await
+    }
+
+    /// Neither the draft is left nor a snapshot.
+    pub async fn take_back(&self) -> Result<(), Problem> {
+        self.with(|draft| discard(&draft.dir)).await
     }
 }
 
@@ -378,13 +410,16 @@ mod tests {
         (root, spec, identity)
     }
 
+    fn complete(draft: &Draft, spec: &MachineSpec, identity: &Identity) -> io::Result<()> {
+        draft.make()?;
+        draft.create("memory")?.write_all(b"memory")?;
+        draft.create("state")?.write_all(b"state")?;
+        draft.complete(spec, identity, &[("memory", Verify::Length), ("state", Verify::Content)], &[7])
+    }
+
     fn publish(spec: &MachineSpec, identity: &Identity) {
-        let draft = Draft::begin(&spec.dir).unwrap();
-        draft.create("memory").unwrap().write_all(b"memory").unwrap();
-        draft.create("state").unwrap().write_all(b"state").unwrap();
-        draft
-            .complete(spec, identity, &[("memory", Verify::Length), ("state", Verify::Content)], &[7])
-            .unwrap();
+        let draft = Draft::of(&spec.dir);
+        complete(&draft, spec, identity).unwrap();
         assert!(!exists(&spec.dir));
         draft.publish().unwrap();
         assert!(exists(&spec.dir));
@@ -431,7 +466,8 @@ mod tests {
         take(&spec.dir).unwrap();
         assert!(!exists(&spec.dir));
         assert!(why(open(&spec, &identity)).contains("No such file"));
-        let draft = Draft::begin(&spec.dir).unwrap();
+        let draft = Draft::of(&spec.dir);
+        draft.make().unwrap();
         draft.link("memory", &consumed_path(&spec.dir).join("memory")).unwrap();
         remove_consumed(&spec.dir);
         draft.complete(&spec, &identity, &[("memory", Verify::Length)], &()).unwrap();
@@ -439,6 +475,26 @@ mod tests {
         open(&spec, &identity).unwrap();
         discard(&spec.dir).unwrap();
         assert!(!exists(&spec.dir));
+    }
+
+    /// Whoever puts a machine to sleep gives up while the snapshot is just getting its name.
+    #[tokio::test]
+    async fn what_is_given_up_while_it_is_published_is_taken_back() {
+        let (_root, spec, identity) = world();
+        let draft = SharedDraft::of(&spec.dir);
+        let (own, named) = (spec.clone(), identity.clone());
+        draft.with(move |draft| complete(draft, &own, &named)).await.unwrap();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let publishing = draft.with(move |draft| {
+            begun.send(()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            draft.publish()
+        });
+        let given_up = tokio::time::timeout(std::time::Duration::from_millis(1), publishing).await;
+        assert!(given_up.is_err(), "it was to be given up in the middle");
+        begins.recv().unwrap();
+        draft.take_back().await.unwrap();
+        assert!(!exists(&spec.dir) && !spec.dir.join("snapshot.tmp").exists());
     }
 
     #[test]

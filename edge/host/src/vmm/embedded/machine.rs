@@ -9,8 +9,7 @@ use super::{
         control::Control,
         process::Process,
         running::{LastWords, Running},
-        snapshot::{self, Draft, Identity, Stamp, Verify},
-        start::blocking_io,
+        snapshot::{self, Draft, Identity, SharedDraft, Stamp, Verify},
     },
     channel::Channel,
 };
@@ -95,12 +94,9 @@ impl From<Problem> for Unfinished {
     }
 }
 
-/// The daemon's part of a snapshot that is being written; whoever works on it holds it for as long.
-type Shared = Arc<tokio::sync::Mutex<Draft>>;
-
 /// From the moment on in which there is something to take back: whatever becomes of the sleep, the guest runs on and no
 /// snapshot is left.
-struct Attempt(Option<(Arc<Machine>, Shared, OwnedMutexGuard<()>)>);
+struct Attempt(Option<(Arc<Machine>, SharedDraft, OwnedMutexGuard<()>)>);
 
 impl Attempt {
     /// It came to its end. The next may begin once what is returned is dropped.
@@ -133,8 +129,8 @@ impl Machine {
     }
 
     /// From the running guest to a draft that is complete. The guest may be paused when this returns.
-    async fn save(&self, draft: &Shared, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
-        with(draft, Draft::make).await?;
+    async fn save(&self, draft: &SharedDraft, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
+        draft.with(Draft::make).await?;
         self.ask(Ask::Pause, ANSWER_PATIENCE).await?;
         idle(still_idle)?;
         let base = self.running.spec.dir.join(BASE);
@@ -143,7 +139,7 @@ impl Machine {
             let diff = if has_base { Some(draft.create(DIFF)?) } else { None };
             Ok((draft.create(STATE)?, draft.create(MEMORY)?, draft.create(WORKING_SET)?, diff))
         };
-        let (state, memory, working_set, diff) = with(draft, create).await?;
+        let (state, memory, working_set, diff) = draft.with(create).await?;
         idle(still_idle)?;
         let own = [(Handed::State, &state), (Handed::Memory, &memory), (Handed::WorkingSet, &working_set)];
         let mut given = own.map(|(kind, file)| (kind, file.as_fd())).to_vec();
@@ -152,7 +148,7 @@ impl Machine {
         idle(still_idle)?;
         let has_diff = saved == Reply::Saved { diff: true } && has_base;
         let (spec, identity) = (self.running.spec.clone(), self.identity.clone());
-        with(draft, move |draft| complete(draft, &spec, &identity, has_diff, &base)).await?;
+        draft.with(move |draft| complete(draft, &spec, &identity, has_diff, &base)).await?;
         idle(still_idle)
     }
 
@@ -188,24 +184,14 @@ impl Machine {
 
     /// With the snapshot in place, or perhaps so: either it has no name and the machine runs on, or it is whole and the
     /// machine is asleep.
-    async fn withdraw(&self, draft: &Shared) -> Result<SleepOutcome, Problem> {
-        let dir = self.running.spec.dir.clone();
-        let gone = with(draft, move |_| snapshot::discard(&dir)).await;
+    async fn withdraw(&self, draft: &SharedDraft) -> Result<SleepOutcome, Problem> {
+        let gone = draft.take_back().await;
         if gone.is_err() && snapshot::exists(&self.running.spec.dir) {
             self.running.fell_asleep().await;
             return Ok(SleepOutcome::Asleep);
         }
         self.resume().await.map(|()| SleepOutcome::Cancelled)
     }
-}
-
-/// Works on the draft where that holds nobody up: also to its end when nobody waits for it any more.
-async fn with<T: Send + 'static>(
-    draft: &Shared,
-    work: impl FnOnce(&Draft) -> io::Result<T> + Send + 'static,
-) -> Result<T, Problem> {
-    let draft = draft.clone().lock_owned().await;
-    blocking_io("the snapshot", move || work(&draft)).await
 }
 
 /// Keeps the files that were written, and makes everything durable.
@@ -238,22 +224,18 @@ impl Vm for Machine {
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
-        let draft = Shared::new(Draft::of(&self.running.spec.dir).into());
+        let draft = SharedDraft::of(&self.running.spec.dir);
         let attempt = Attempt(self.me.upgrade().map(|machine| (machine, draft.clone(), turn)));
         if let Err(unfinished) = self.save(&draft, still_idle).await {
             let resumed = self.resume().await;
             let _turn = attempt.over();
-            let tidy = |draft: &Draft| {
-                draft.discard();
-                Ok(())
-            };
-            with(&draft, tidy).await?;
+            draft.discard().await?;
             return match unfinished {
                 Unfinished::NotIdle => resumed.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
             };
         }
-        let published = with(&draft, Draft::publish).await;
+        let published = draft.with(Draft::publish).await;
         if let Err(problem) = published {
             // Whether it has its name now is not known.
             let outcome = self.withdraw(&draft).await;

@@ -9,8 +9,8 @@ use super::{
         control::Control,
         process::Process,
         running::{LastWords, Running},
-        snapshot::{self, Draft, Identity, Verify},
-        start::{blocking_io, fault},
+        snapshot::{self, Draft, Identity, SharedDraft, Verify},
+        start::blocking_io,
     },
     api::Api,
     log::Log,
@@ -51,14 +51,15 @@ pub struct Machine {
 }
 
 /// Lets the machine go on when its sleep is given up in the middle; the next one has to wait for that.
-struct GivenUp(Option<(Arc<Machine>, OwnedMutexGuard<()>)>);
+struct GivenUp(Option<(Arc<Machine>, SharedDraft, OwnedMutexGuard<()>)>);
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        if let (Some((machine, turn)), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+        if let (Some((machine, draft, turn)), Ok(runtime)) =
+            (self.0.take(), tokio::runtime::Handle::try_current())
+        {
             runtime.spawn(async move {
-                let dir = machine.spec().dir.clone();
-                let gone = blocking_io("the snapshot", move || snapshot::discard(&dir)).await;
+                let gone = draft.take_back().await;
                 let went_on = machine.go_on().await;
                 if let Err(problem) = gone.and(went_on) {
                     tracing::warn!(%problem, "a machine does not go on after a sleep that was given up");
@@ -115,7 +116,7 @@ impl Machine {
     }
 
     /// From the running guest to a described draft. The guest may be paused when this returns.
-    async fn save(&self, draft: Arc<Draft>, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
+    async fn save(&self, draft: &SharedDraft, still_idle: StillIdle<'_>) -> Result<(), Unfinished> {
         let relay = self.relay.clone();
         blocking_io("pausing the packets", move || {
             relay.pause();
@@ -140,14 +141,14 @@ impl Machine {
         idle(still_idle)?;
         let blocks = self.survey(still_idle).await?;
         let (spec, identity) = (self.spec().clone(), self.identity.clone());
-        blocking_io("the snapshot", move || {
+        let complete = move |draft: &Draft| {
             for (name, from) in ["memory", "state"].into_iter().zip(NEXT) {
                 draft.link(name, &spec.dir.join(from))?;
             }
             let files = [("memory", Verify::Length), ("state", Verify::Content)];
             draft.complete(&spec, &identity, &files, &blocks)
-        })
-        .await?;
+        };
+        draft.with(complete).await?;
         idle(still_idle)
     }
 
@@ -192,31 +193,28 @@ impl Vm for Machine {
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
-        let dir = self.spec().dir.clone();
-        let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        let mut given_up = GivenUp(self.me.upgrade().map(|machine| (machine, turn)));
-        let saved = self.save(draft.clone(), still_idle).await;
-        let draft = Arc::into_inner(draft).ok_or_else(|| fault("the snapshot is still being written"))?;
-        if let Err(unfinished) = saved {
-            draft.discard();
+        let draft = SharedDraft::of(&self.spec().dir);
+        draft.with(Draft::make).await?;
+        let mut given_up = GivenUp(self.me.upgrade().map(|machine| (machine, draft.clone(), turn)));
+        if let Err(unfinished) = self.save(&draft, still_idle).await {
             let went_on = self.go_on().await;
+            draft.discard().await?;
             let _turn = given_up.0.take();
             return match unfinished {
                 Unfinished::NotIdle => went_on.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
             };
         }
-        let dir = self.spec().dir.clone();
-        if let Err(problem) = blocking_io("the snapshot", move || draft.publish()).await {
+        if let Err(problem) = draft.with(Draft::publish).await {
             // Whether it has its name now is not known: it must not, since the machine runs on.
-            let dir = self.spec().dir.clone();
-            blocking_io("the snapshot", move || snapshot::discard(&dir)).await?;
+            draft.take_back().await?;
             self.go_on().await?;
             let _turn = given_up.0.take();
             return Err(problem);
         }
         let _turn = given_up.0.take();
         self.running.fell_asleep().await;
+        let dir = self.spec().dir.clone();
         blocking_io("the snapshot", move || give_back(&dir)).await?;
         Ok(SleepOutcome::Asleep)
     }

@@ -9,8 +9,8 @@ use super::{
         control::Control,
         process::Process,
         running::Running,
-        snapshot::{self, Draft, Identity, Verify},
-        start::{blocking, blocking_io, patiently},
+        snapshot::{self, Draft, Identity, SharedDraft, Verify},
+        start::{blocking_io, patiently},
     },
     memory::{self, Save},
     qmp::Qmp,
@@ -45,6 +45,7 @@ pub struct Machine {
 /// From the moment on in which the guest may stand still: whatever becomes of the sleep, it runs on.
 struct Thaw<'a> {
     machine: &'a Machine,
+    draft: SharedDraft,
     armed: bool,
     /// The next sleep has to wait until it runs on.
     turn: Option<OwnedMutexGuard<()>>,
@@ -57,13 +58,11 @@ impl Drop for Thaw<'_> {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let (process, qmp) = (self.machine.running.process.clone(), self.machine.qmp.clone());
-            let dir = self.machine.running.spec.dir.clone();
-            let turn = self.turn.take();
+            let (draft, turn) = (self.draft.clone(), self.turn.take());
             runtime.spawn(async move {
                 let _turn = turn;
-                let discarded = blocking(move || snapshot::discard(&dir)).await;
-                if let Ok(Err(error)) = discarded {
-                    tracing::warn!(%error, "a snapshot that was given up could not be removed");
+                if let Err(problem) = draft.take_back().await {
+                    tracing::warn!(%problem, "a snapshot that was given up could not be removed");
                 }
                 thaw(&process, &qmp).await
             });
@@ -119,7 +118,7 @@ impl Machine {
     /// Steps 2 to 5 of a sleep. The VMM may be frozen when this returns.
     async fn save(
         &self,
-        draft: &Arc<Draft>,
+        draft: &SharedDraft,
         still_idle: &(dyn Fn() -> bool + Send + Sync),
     ) -> Result<(), Unfinished> {
         self.qmp.ask("stop", json!({})).await?;
@@ -130,19 +129,19 @@ impl Machine {
         patiently(&self.running.process, migrated(&self.qmp)).await?;
         self.running.freeze().await?;
         idle(still_idle)?;
-        let file = draft.create("memory").map_err(|error| failed(&error))?;
+        let file = draft.with(|draft| draft.create("memory")).await?;
         let memory = self.memory.try_clone().map_err(|error| failed(&error))?;
         let save = Save::new(memory, file).map_err(|error| failed(&error))?;
         let save = self.copy(save, still_idle).await?;
-        let (spec, identity, draft) = (self.running.spec.clone(), self.identity.clone(), draft.clone());
-        blocking_io("the snapshot", move || {
+        let (spec, identity) = (self.running.spec.clone(), self.identity.clone());
+        let complete = move |draft: &Draft| {
             let mut state = state;
             io::Seek::rewind(&mut state)?;
             io::copy(&mut state, &mut draft.create("state")?)?;
             let files = [("memory", Verify::Length), ("state", Verify::Content)];
             draft.complete(&spec, &identity, &files, &save.blocks)
-        })
-        .await?;
+        };
+        draft.with(complete).await?;
         idle(still_idle)
     }
 
@@ -164,10 +163,8 @@ impl Machine {
 
     /// After a failure with the snapshot in place, or perhaps so: either it has no name and the machine runs on, or it
     /// is whole and the machine is asleep.
-    async fn withdraw(&self) -> Result<SleepOutcome, Problem> {
-        let dir = self.running.spec.dir.clone();
-        let gone = blocking_io("removing the new snapshot", move || snapshot::discard(&dir)).await;
-        match gone {
+    async fn withdraw(&self, draft: &SharedDraft) -> Result<SleepOutcome, Problem> {
+        match draft.take_back().await {
             Err(_) if snapshot::exists(&self.running.spec.dir) => Ok(SleepOutcome::Asleep),
             _ => Ok(SleepOutcome::Cancelled),
         }
@@ -182,21 +179,20 @@ impl Vm for Machine {
         if !still_idle() {
             return Ok(SleepOutcome::Cancelled);
         }
-        let dir = self.running.spec.dir.clone();
-        let draft = Arc::new(blocking_io("the snapshot", move || Draft::begin(&dir)).await?);
-        let mut thawing = Thaw { machine: self, armed: true, turn: Some(turn) };
+        let draft = SharedDraft::of(&self.running.spec.dir);
+        draft.with(Draft::make).await?;
+        let mut thawing = Thaw { machine: self, draft: draft.clone(), armed: true, turn: Some(turn) };
         if let Err(unfinished) = self.save(&draft, still_idle).await {
             let thawed = thaw(&self.running.process, &self.qmp).await;
             thawing.armed = false;
-            blocking(move || draft.discard()).await?;
+            draft.discard().await?;
             return match unfinished {
                 Unfinished::NotIdle => thawed.map(|()| SleepOutcome::Cancelled),
                 Unfinished::Failed(problem) => Err(problem),
             };
         }
-        let published = blocking_io("the snapshot", move || draft.publish()).await;
-        if let Err(problem) = published
-            && self.withdraw().await? == SleepOutcome::Cancelled
+        if let Err(problem) = draft.with(Draft::publish).await
+            && self.withdraw(&draft).await? == SleepOutcome::Cancelled
         {
             drop(thaw(&self.running.process, &self.qmp).await);
             thawing.armed = false;
