@@ -100,7 +100,9 @@ impl FirecrackerDriver {
     }
 
     fn identity(&self, spec: &MachineSpec) -> Identity {
-        Identity::new("firecracker", spec).with("version", &self.version).with("cpu", &self.cpu)
+        // Its sockets' names are in its snapshots, and they are other ones in a jail.
+        let jailed = Identity::new("firecracker", spec).with("sockets", jail::SOCKETS);
+        jailed.with("version", &self.version).with("cpu", &self.cpu)
     }
 
     fn start<'a>(&'a self, spec: &'a MachineSpec) -> Start<'a> {
