@@ -43,8 +43,8 @@ pub struct Brought {
     /// and says so.
     #[arg(long, value_name = "PATH")]
     pub firecracker: Option<PathBuf>,
-    /// A library OS' kernel, an ELF file, whose program never stops writing to the serial port, such as Unikraft's app-helloworld
-    /// with its spinner; without it, library OSes are skipped.
+    /// A library OS' kernel, an ELF file, whose program never stops writing to the serial port, such as Unikraft's
+    /// app-helloworld with its spinner; without it, library OSes are skipped.
     #[arg(long, value_name = "PATH", requires = "unikernel_says")]
     pub unikernel: Option<PathBuf>,
     /// Its command line; OSv's with all in one file: "--nopci --rootfs=ramfs /PROGRAM"
