@@ -2,8 +2,8 @@
 //!
 //! The jailer needs a directory that can hold device nodes and programs (a host's `/run` holds neither) and closes
 //! every descriptor but the standard three. So, in the process that is about to become the jailer, in a mount namespace
-//! of its own, a small tmpfs takes the jail's place, and each file is mounted into it. The host sees an empty directory,
-//! and nothing is left when the VMM has ended.
+//! of its own, a small tmpfs takes the place of the jail, and each file is mounted into it. The host sees an empty
+//! directory, and nothing is left when the VMM has ended.
 //!
 //! Invariants:
 //! - A VMM sees its own files under their names, read-only where it has nothing to write, the directory of its sockets,
