@@ -23,7 +23,7 @@ use cloudpal_host::{
     net::{NetHost, NetSettings, WireGuardKind},
     store::RedbStore,
 };
-use cloudpal_model::{Kind, MachineId, Problem};
+use cloudpal_model::{Kind, MachineId, Problem, Rates};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 /// Where each machine's files are.
@@ -89,6 +89,7 @@ impl Daemon {
         let data = Arc::new(DataHost::new(&places.state_dir, net.clone(), brain.clone()));
         let dispatcher = Dispatcher {
             places: places.clone(),
+            rates: settings.rates(),
             brain: brain.clone(),
             machines: machines.clone(),
             networks: networks.clone(),
@@ -125,6 +126,7 @@ impl Daemon {
 /// Hands each effect to the task that carries it out.
 struct Dispatcher {
     places: Places,
+    rates: Rates,
     brain: Brain,
     machines: Arc<Machines>,
     networks: Arc<Networks>,
@@ -182,6 +184,7 @@ impl Dispatcher {
             vcpus: facts.vcpus,
             disk_mib: facts.disk_mib,
             mac: facts.mac,
+            rates: self.rates,
             guest: facts.guest,
         }
     }

@@ -6,7 +6,7 @@ use cloudpal_host::vmm::{
     Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings,
     embedded::{EmbeddedDriver, EmbeddedSettings, usable},
 };
-use cloudpal_model::Problem;
+use cloudpal_model::{Kind, Problem};
 use std::{path::PathBuf, sync::Arc};
 
 pub struct Chosen {
@@ -55,6 +55,12 @@ fn beside_us() -> PathBuf {
 }
 
 fn qemu(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
+    if settings.machine_network_rate.is_some() {
+        let what =
+            "--machine-network-rate is set, but QEMU runs the machines, and it cannot hold them to a rate";
+        let mend = "leave it out, or choose `--driver embedded` on a host with KVM";
+        return Err(Problem::new(Kind::Invalid, what, mend));
+    }
     let accel = match settings.accel {
         AccelChoice::Auto => Accel::Auto,
         AccelChoice::Tcg => Accel::Tcg,

@@ -1,7 +1,8 @@
 //! The daemon's command line: where things are, and the few choices an operator has.
 
 use clap::{Parser, ValueEnum};
-use std::{net::SocketAddr, path::PathBuf};
+use cloudpal_model::Rates;
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf};
 
 /// CloudPal's daemon: hosts personal clouds on this machine.
 ///
@@ -67,9 +68,30 @@ pub struct Settings {
     #[arg(long, value_name = "UID", default_value_t = 1_900_000_000)]
     pub first_vmm_uid: u32,
 
+    /// What a machine may send, and what it may receive, at most, in millions of bits a second. Default: all that the
+    /// host can. Holds from a machine's next boot or wake on. Not with QEMU.
+    #[arg(long, value_name = "MBIT/S", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub machine_network_rate: Option<u32>,
+
+    /// What a machine may read from and write to each of its disks, together, at most, in millions of bytes a second.
+    /// Default: all that the host can. Holds from a machine's next boot or wake on.
+    #[arg(long, value_name = "MB/S", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub machine_disk_rate: Option<u32>,
+
     /// Resolvers for names outside the overlay; repeatable. Default: those of /etc/resolv.conf.
     #[arg(long, value_name = "IP:PORT")]
     pub upstream_dns: Vec<SocketAddr>,
+}
+
+impl Settings {
+    /// The same for every machine.
+    pub fn rates(&self) -> Rates {
+        let rate = |millions: Option<u32>, bytes: u64| NonZeroU64::new(u64::from(millions?) * bytes);
+        Rates {
+            network_bytes_per_s: rate(self.machine_network_rate, 1_000_000 / 8),
+            disk_bytes_per_s: rate(self.machine_disk_rate, 1_000_000),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

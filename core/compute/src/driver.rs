@@ -9,10 +9,10 @@
 //! - No packet is lost by a sleep: see [`Vm::sleep`].
 
 use async_trait::async_trait;
-use cloudpal_model::{MachineId, Problem, guest::GuestConfig};
+use cloudpal_model::{MachineId, Problem, Rates, guest::GuestConfig};
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
-/// What a VMM needs to know of a machine. The same at every boot and wake of that machine.
+/// What a VMM needs to know of a machine. The same at every boot and wake of that machine, but for its rates.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
     pub id: MachineId,
@@ -27,6 +27,8 @@ pub struct MachineSpec {
     /// Size of the writable disk. It is sparse.
     pub disk_mib: u32,
     pub mac: [u8; 6],
+    /// May be others at the next wake.
+    pub rates: Rates,
     /// `wall_us` and `entropy_base64` are filled in by the driver at each boot.
     pub guest: GuestConfig,
     /// Boots this instead of the host's guest kernel; then `rootfs` and `guest` are not looked at.

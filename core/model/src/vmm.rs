@@ -14,6 +14,7 @@
 //! The VMM is not trusted by the daemon: a guest may have taken it over. Whoever reads this channel bounds every line
 //! by [`MAX_LINE_BYTES`], and no descriptor is ever taken from it.
 
+use crate::Rates;
 use serde::{Deserialize, Serialize};
 
 /// No line of the channel is longer, in either direction.
@@ -93,6 +94,8 @@ pub enum Ask {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     pub mac: [u8; 6],
+    #[serde(default)]
+    pub rates: Rates,
 }
 
 /// A message from the VMM to the daemon.
@@ -160,10 +163,12 @@ pub enum End {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU64;
 
     #[test]
     fn every_message_is_one_line_of_json_and_comes_back() {
-        let machine = Machine { mac: [2, 0, 0, 0, 0, 1] };
+        let rates = Rates { network_bytes_per_s: NonZeroU64::new(7), disk_bytes_per_s: None };
+        let machine = Machine { mac: [2, 0, 0, 0, 0, 1], rates };
         let asks = [
             (
                 vec![File::Kernel, File::Tap],

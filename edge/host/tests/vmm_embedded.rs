@@ -9,7 +9,7 @@ use cloudpal_host::{
     },
     vmm::embedded::{EmbeddedDriver, EmbeddedSettings},
 };
-use cloudpal_model::{Kind, MachineId, guest::GuestConfig};
+use cloudpal_model::{Kind, MachineId, Rates, guest::GuestConfig};
 use std::{
     fs,
     os::unix::fs::FileExt,
@@ -61,6 +61,7 @@ impl World {
             vcpus: 1,
             disk_mib: 64,
             mac: [2, 0, 0, 0, 0, 1],
+            rates: Rates::default(),
             guest: GuestConfig::default(),
             unikernel: Some(unikernel),
         };

@@ -3,7 +3,10 @@
 #![allow(unsafe_code)]
 
 use super::{Maps, us};
-use cloudpal_model::vmm::{Ask, File as Handed, FromVmm, Machine, Reply, ToVmm};
+use cloudpal_model::{
+    Rates,
+    vmm::{Ask, File as Handed, FromVmm, Machine, Reply, ToVmm},
+};
 use cloudpal_vmm::{Error, tiny_guest};
 use rustix::{
     fs::MemfdFlags,
@@ -142,7 +145,7 @@ impl Started {
 }
 
 fn machine() -> Machine {
-    Machine { mac: [2, 0, 0, 0, 0, 1] }
+    Machine { mac: [2, 0, 0, 0, 0, 1], rates: Rates::default() }
 }
 
 /// A snapshot to wake from.

@@ -3,7 +3,10 @@
 //! Invariants: nothing here waits; lines and descriptors are bounded, and a daemon that breaks a bound is dropped like
 //! one that went away. A descriptor that no message names is closed.
 
-use cloudpal_model::vmm::{Ask, File, FromVmm, MAX_FILES, MAX_LINE_BYTES, Machine, Reply, ToVmm};
+use cloudpal_model::{
+    Rates,
+    vmm::{Ask, File, FromVmm, MAX_FILES, MAX_LINE_BYTES, Machine, Reply, ToVmm},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send},
@@ -107,7 +110,7 @@ impl Channel {
 
 /// Reads an ask and writes an answer that go nowhere: the first time would cost somebody who waits.
 pub fn rehearse() -> Result<(), serde_json::Error> {
-    let ask = Ask::Wake { machine: Machine { mac: [0; 6] }, verify_memory: false };
+    let ask = Ask::Wake { machine: Machine { mac: [0; 6], rates: Rates::default() }, verify_memory: false };
     for ask in [ask, Ask::Release] {
         let message = ToVmm { id: u64::MAX, files: vec![File::State, File::Memory], ask };
         let read: ToVmm = serde_json::from_slice(&serde_json::to_vec(&message)?)?;

@@ -3,16 +3,20 @@
 //! Invariant: the same descriptors always make the same devices in the same order: a snapshot has them slot by slot.
 
 use super::{Files, Refusal};
-use cloudpal_model::vmm::{self, File as Handed};
+use cloudpal_model::{
+    BURST_MS,
+    vmm::{self, File as Handed},
+};
 use cloudpal_vmm::virtio::{
     Device,
     blk::Blk,
     console::{Console, End, Port},
     hold::Hold,
     net::{self, Net},
-    rate::Limiter,
+    rate::{Limit, Limiter, Limits},
     rng::Rng,
 };
+use std::num::NonZeroU64;
 
 /// Places on the bus: each is wired before anything is known of the machine.
 pub const SLOTS: u8 = 6;
@@ -52,13 +56,15 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
     let mut release = Release { net: None, disk: Hold::new(disk_held)? };
     for (kind, serial, read_only) in [(Handed::Root, ROOT, true), (Handed::Disk, DISK, false)] {
         if let Some(file) = files.optional(kind) {
-            let disk = Blk::new(file, serial, read_only, Limiter::none())?;
+            let disk =
+                Blk::new(file, serial, read_only, Limiter::new(limits(machine.rates.disk_bytes_per_s))?)?;
             let disk = if read_only { disk } else { disk.held_by(release.disk.clone()) };
             devices.push(Box::new(disk));
         }
     }
     if let Some(tap) = files.optional(Handed::Tap) {
-        let settings = net::Settings { mac: machine.mac, held: true, ..net::Settings::default() };
+        let each_way = limits(machine.rates.network_bytes_per_s);
+        let settings = net::Settings { mac: machine.mac, receive: each_way, transmit: each_way, held: true };
         let net = Net::new(tap, settings)?;
         release.net = Some(net.handle());
         devices.push(Box::new(net));
@@ -73,4 +79,12 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
     devices.push(Box::new(Console::new(ports)));
     devices.push(Box::new(Rng::new()?));
     Ok(Devices { devices, release })
+}
+
+fn limits(bytes_per_s: Option<NonZeroU64>) -> Limits {
+    let limit = |rate: NonZeroU64| {
+        let burst = u128::from(rate.get()) * u128::from(BURST_MS) / 1000;
+        Limit { per_second: rate.get(), burst: burst as u64 }
+    };
+    Limits { bytes: bytes_per_s.map(limit), operations: None }
 }

@@ -387,7 +387,7 @@ fn remove(dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cloudpal_model::{MachineId, guest::GuestConfig};
+    use cloudpal_model::{MachineId, Rates, guest::GuestConfig};
 
     fn world() -> (tempfile::TempDir, MachineSpec, Identity) {
         let root = tempfile::tempdir().unwrap();
@@ -401,6 +401,7 @@ mod tests {
             vcpus: 1,
             disk_mib: 1,
             mac: [0; 6],
+            rates: Rates::default(),
             guest: GuestConfig::default(),
             unikernel: None,
         };

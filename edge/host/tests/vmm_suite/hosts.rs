@@ -1,10 +1,15 @@
-//! A host in trouble: full disks, no descriptors. And what a VMM may do on it.
+//! A host in trouble: full disks, no descriptors. And what a VMM may do on it, and how much.
 
-use crate::stage::{FIRST_UID, Stage, answered, driver, run};
+use crate::stage::{FIRST_UID, Machine, Stage, answered, body_of, driver, run};
 use cloudpal_compute::driver::WakeError;
-use cloudpal_model::Kind;
+use cloudpal_model::{Kind, Rates};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    num::NonZeroU64,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 pub async fn full_disks_and_no_privilege(mut stage: Stage) {
     stage.driver = driver(stage.kind, stage.world.guest_dir(), Some(FIRST_UID)).unwrap();
@@ -92,4 +97,49 @@ pub async fn faults_refuse_nothing(stage: Stage) {
     };
     assert_eq!(run(&vm, "cat /tmp/file").await, "only in memory");
     vm.kill().await;
+}
+
+const MOVED_BYTES: usize = 4 << 20;
+const SLOW_BYTES_PER_S: u64 = 1 << 20;
+/// What is left of four seconds when the burst and the last operation cost nothing.
+const HELD: Duration = Duration::from_secs(3);
+
+pub async fn hold_a_machine_to_its_rates(mut stage: Stage) {
+    let vm = stage.boot().await;
+    let free = moved(&stage, &vm).await;
+    stage.fall_asleep(&vm).await;
+    let slow = NonZeroU64::new(SLOW_BYTES_PER_S);
+    // QEMU's daemon refuses a rate of the network.
+    let network_bytes_per_s = slow.filter(|_| stage.kind != "qemu");
+    stage.world.spec.rates = Rates { network_bytes_per_s, disk_bytes_per_s: slow };
+    let vm = stage.try_wake().await.unwrap();
+    let held = moved(&stage, &vm).await;
+    stage.fall_asleep(&vm).await;
+    // It fell asleep with its rates: they are not part of what is woken.
+    stage.world.spec.rates = Rates::default();
+    let vm = stage.try_wake().await.unwrap();
+    let again = moved(&stage, &vm).await;
+    vm.kill().await;
+    vm.exited().await;
+    stage.world.spec.rates = Rates { network_bytes_per_s, disk_bytes_per_s: slow };
+    let vm = stage.boot().await;
+    let booted = moved(&stage, &vm).await;
+    vm.kill().await;
+    eprintln!(
+        "disk and network: {free:?} before, {held:?} held, {again:?} free again, {booted:?} held from the boot on"
+    );
+    for way in (0..2).filter(|way| *way == 0 || network_bytes_per_s.is_some()) {
+        assert!(held[way] >= HELD && booted[way] >= HELD);
+        assert!(free[way] < held[way] && again[way] < held[way]);
+    }
+}
+
+/// How long it took onto the disk, and from there over the network.
+async fn moved(stage: &Stage, vm: &Machine) -> [Duration; 2] {
+    let begun = Instant::now();
+    run(vm, &format!("head -c {MOVED_BYTES} /dev/zero > /data/moved && sync")).await;
+    let disk = begun.elapsed();
+    let (body, network) = body_of(stage.world.get_path("/moved")).await;
+    assert_eq!(body.len(), MOVED_BYTES);
+    [disk, network]
 }

@@ -29,7 +29,7 @@ macro_rules! scenarios {
                 snapshots::bad_ones_are_refused, snapshots::two_clones,
                 crashes::at_every_step, daemons::die_at_every_step,
                 guests::in_trouble,
-                hosts::full_disks_and_no_privilege, hosts::faults_refuse_nothing);
+                hosts::full_disks_and_no_privilege, hosts::faults_refuse_nothing, hosts::hold_a_machine_to_its_rates);
         }
     )*};
     (@each $($file:ident::$scenario:ident),*) => {$(

@@ -183,8 +183,12 @@ pub async fn try_run(vm: &Machine, script: &str) -> (i32, String) {
     (output.code, String::from_utf8_lossy(&output.output).trim().to_owned())
 }
 
+pub async fn body_of(get: JoinHandle<(String, Duration)>) -> (String, Duration) {
+    tokio::task::spawn_blocking(move || get.join().unwrap()).await.unwrap()
+}
+
 pub async fn answered(get: JoinHandle<(String, Duration)>) -> Duration {
-    let (body, took) = tokio::task::spawn_blocking(move || get.join().unwrap()).await.unwrap();
+    let (body, took) = body_of(get).await;
     assert_eq!(body, GREETING);
     took
 }

@@ -6,7 +6,7 @@ use cloudpal_host::net::{
     tap::{Counters, Tap},
 };
 use cloudpal_model::{
-    MachineId,
+    MachineId, Rates,
     guest::{GuestConfig, GuestNetwork, Process},
 };
 use std::{
@@ -163,6 +163,7 @@ pub fn machine_spec(dir: &Path) -> MachineSpec {
         vcpus: 1,
         disk_mib: 256,
         mac: GUEST_MAC,
+        rates: Rates::default(),
         guest: guest_config(),
     }
 }

@@ -296,7 +296,7 @@ impl Start<'_> {
     }
 
     fn machine(&self) -> vmm::Machine {
-        vmm::Machine { mac: self.spec.mac }
+        vmm::Machine { mac: self.spec.mac, rates: self.spec.rates }
     }
 
     /// Everything anew but the log and the disk.

@@ -16,7 +16,7 @@ use super::{
     log::Log,
     memory::{self, Block},
     relay::Relay,
-    start::{NEXT, attach},
+    start::{Detail, NEXT, attach},
 };
 use async_trait::async_trait;
 use cloudpal_compute::driver::{ExecOutput, Exit, MachineSpec, SleepOutcome, Usage, Vm};
@@ -146,7 +146,7 @@ impl Machine {
                 draft.link(name, &spec.dir.join(from))?;
             }
             let files = [("memory", Verify::Length), ("state", Verify::Content)];
-            draft.complete(&spec, &identity, &files, &blocks)
+            draft.complete(&spec, &identity, &files, &Detail { blocks, rates: spec.rates })
         };
         draft.with(complete).await?;
         idle(still_idle)

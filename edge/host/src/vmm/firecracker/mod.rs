@@ -15,6 +15,7 @@ mod jail;
 mod log;
 mod machine;
 mod memory;
+mod rates;
 mod relay;
 mod start;
 

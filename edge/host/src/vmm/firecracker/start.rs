@@ -20,11 +20,13 @@ use super::{
     log::{self, Log},
     machine::Machine,
     memory::{self, Block},
+    rates,
     relay::{DEVICE, Relay},
 };
 use cloudpal_compute::driver::{MachineSpec, WakeError};
-use cloudpal_model::Problem;
+use cloudpal_model::{Problem, Rates};
 use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     fs::{self, File, OpenOptions},
@@ -51,6 +53,14 @@ const TAP_KEEPER_FD: RawFd = 0;
 const LOCK_FD: RawFd = 1;
 /// Where the VMM finds what it is to fill at the next sleep, in its jail and in the machine's directory.
 pub const NEXT: [&str; 2] = ["next.memory", "next.state"];
+
+/// What a snapshot says beside its files.
+#[derive(Serialize, Deserialize)]
+pub struct Detail {
+    pub blocks: Vec<Block>,
+    /// They are in Firecracker's state, too.
+    pub rates: Rates,
+}
 
 const KERNEL_PARAMETERS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 reboot=k random.trust_cpu=on audit=0 lsm= \
     8250.nr_uarts=1 i8042.noaux i8042.nokbd cryptomgr.notests";
@@ -128,12 +138,15 @@ impl Start<'_> {
         }
         let drive = |name: &str, read_only: bool| {
             let body = json!({ "drive_id": name, "path_on_host": name, "is_root_device": false,
-                "is_read_only": read_only, "cache_type": if read_only { "Unsafe" } else { "Writeback" } });
+                "is_read_only": read_only, "cache_type": if read_only { "Unsafe" } else { "Writeback" },
+                "rate_limiter": rates::limiter(spec.rates.disk_bytes_per_s) });
             (format!("/drives/{name}"), body)
         };
         let machine = json!({ "vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib });
         let mac = spec.mac.map(|byte| format!("{byte:02x}")).join(":");
-        let network = json!({ "iface_id": "eth0", "guest_mac": mac, "host_dev_name": DEVICE });
+        let each_way = rates::limiter(spec.rates.network_bytes_per_s);
+        let network = json!({ "iface_id": "eth0", "guest_mac": mac, "host_dev_name": DEVICE,
+            "rx_rate_limiter": each_way, "tx_rate_limiter": each_way });
         let mut all = vec![
             ("/machine-config".to_owned(), machine),
             ("/boot-source".into(), source),
@@ -157,7 +170,7 @@ impl Start<'_> {
         let opened =
             blocking(move || snapshot::open(&owned, &identity)).await.map_err(WakeError::Failed)??;
         let files = [opened.file("memory")?, opened.file("state")?];
-        let blocks: Vec<Block> = opened.detail()?;
+        let Detail { blocks, rates: had } = opened.detail()?;
         let memory = files[0].try_clone().map_err(|error| snapshot::unreadable("memory", &error))?;
         let verifies = self.driver.verifies_memory;
         let verified = tokio::task::spawn_blocking(move || match verifies {
@@ -182,15 +195,18 @@ impl Start<'_> {
         let dir = spec.dir.clone();
         let taken = blocking_io("waking", move || snapshot::take(&dir)).await;
         taken.map_err(WakeError::Failed)?;
-        let control = self.resume(&started).await.map_err(WakeError::Failed)?;
+        let control = self.resume(&started, had).await.map_err(WakeError::Failed)?;
         let machine = self.finish(started, control).map_err(WakeError::Failed)?;
         let dir = spec.dir.clone();
         tokio::task::spawn_blocking(move || snapshot::remove_consumed(&dir));
         Ok(machine)
     }
 
-    /// Lets it run and makes clock and random generator fresh.
-    async fn resume(&self, started: &Started) -> Result<Option<Control>, Problem> {
+    /// Lets it run and makes clock and random generator fresh. `had`: its rates when it fell asleep.
+    async fn resume(&self, started: &Started, had: Rates) -> Result<Option<Control>, Problem> {
+        if had != self.spec.rates {
+            rates::change(&started.api, self.spec).await?;
+        }
         started.api.patch("/vm", &json!({ "state": "Resumed" }), ANSWER_PATIENCE).await?;
         if self.spec.unikernel.is_some() {
             return Ok(None);
@@ -245,6 +261,7 @@ impl Start<'_> {
         blocking_io("removing a snapshot", move || snapshot::discard(&dir)).await?;
         let api = Api::at(&sockets_dir(spec).join(API));
         api.patch("/vm", &json!({ "state": "Resumed" }), ANSWER_PATIENCE).await?;
+        rates::change(&api, spec).await?;
         let user = start::user(self.driver.settings.first_uid, spec, Accelerator::Kvm)?.map(|(uid, _)| uid);
         let to_relay = tap.try_clone().map_err(|error| Problem::io("the machine's TAP", &error))?;
         let relay = Relay::open(process.pid(), user, to_relay)?;

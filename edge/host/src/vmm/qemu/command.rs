@@ -5,7 +5,7 @@
 use crate::vmm::accelerator::Accelerator;
 use cloudpal_compute::driver::MachineSpec;
 use cloudpal_model::Problem;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs::{File, OpenOptions},
     os::fd::{AsRawFd, RawFd},
@@ -148,12 +148,25 @@ impl Plan<'_> {
         for (set, (serial, file, read_only)) in (ROOT_SET..).zip(disks) {
             let fd = file.as_raw_fd();
             command.args(["-add-fd", &format!("fd={fd},set={set}")]);
+            let node = |driver: &str, below: Value| {
+                let discard = if read_only { "ignore" } else { "unmap" };
+                json!({ "driver": driver, "read-only": read_only, "discard": discard, "file": below })
+            };
             let file = json!({ "driver": "file", "filename": format!("/dev/fdset/{set}") });
-            let mut node =
-                json!({ "driver": "raw", "node-name": serial, "read-only": read_only, "file": file });
-            if !read_only {
-                node["discard"] = json!("unmap");
-            }
+            let mut node = match spec.rates.disk_bytes_per_s {
+                None => node("raw", file),
+                Some(rate) => {
+                    let id = format!("{serial}-rate");
+                    // Without a size of its own, a burst is [`BURST_MS`] here, too.
+                    let limits = json!({ "bps-total": rate });
+                    let group = json!({ "qom-type": "throttle-group", "id": id, "limits": limits });
+                    command.args(["-object", &group.to_string()]);
+                    let mut node = node("throttle", node("raw", file));
+                    node["throttle-group"] = json!(id);
+                    node
+                }
+            };
+            node["node-name"] = json!(serial);
             command.args(["-blockdev", &node.to_string()]);
             // An error is the guest's to handle: QEMU would rather pause it for ever on a full disk.
             let errors = "werror=report,rerror=report";
