@@ -4,11 +4,12 @@ mod net_world;
 
 use cloudpal_host::net::{NetHost, NetSettings, WireGuardKind, namespace::Namespace};
 use cloudpal_model::Kind;
+use cloudpal_net::address::{GATEWAY_MAC, GATEWAY_V4};
 use net_world::{PATIENCE_S, World, household, inside};
 use std::{
     fs::File,
-    io::Read,
-    net::UdpSocket,
+    io::{Read, Write},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -89,6 +90,43 @@ fn the_host_itself_never_wakes_a_machine() {
             if tap.has_waiting() { File::from(tap.dup().unwrap()).read(&mut frame).unwrap_or(0) } else { 0 };
         assert_eq!(read, 0, "the host sent {:02x?}", &frame[..read]);
     }
+    runtime.block_on(net.remove(plan.tenant)).unwrap();
+}
+
+#[test]
+fn a_guest_that_takes_the_overlay_for_its_link_is_answered_in_the_others_place() {
+    let Some(world) = World::make() else { return };
+    let runtime = world.runtime();
+    let net = world.daemon(&runtime);
+    let plan = household(1, 1, 2);
+    runtime.block_on(net.apply(&plan)).unwrap();
+    let tap = net.tap(plan.machines[0].id).unwrap();
+    let mut guest = File::from(tap.dup().unwrap());
+    let (own, mac) = (plan.machines[0].v4.octets(), plan.machines[0].mac);
+    // RFC 826, behind the TAP's own header of ten bytes.
+    let mut ask = |wanted: Ipv4Addr| {
+        let ethernet = [&[0xff; 6], &mac[..], &[8, 6]].concat();
+        let question = [&[0, 1, 8, 0, 6, 4, 0, 1], &mac[..], &own, &[0; 6], &wanted.octets()].concat();
+        guest.write_all(&[&[0; 10], &ethernet[..], &question].concat()).unwrap();
+        let answer = async { tokio::time::timeout(Duration::from_millis(300), tap.wait_readable()).await };
+        if runtime.block_on(answer).is_err() {
+            return None;
+        }
+        let mut frame = [0; 2048];
+        let read = guest.read(&mut frame).unwrap();
+        let frame = &frame[10..read];
+        assert_eq!((&frame[..6], &frame[12..14]), (&mac[..], &[8, 6][..]), "{frame:02x?}");
+        assert_eq!((frame[21], &frame[28..32]), (2, &wanted.octets()[..]), "{frame:02x?}");
+        Some(<[u8; 6]>::try_from(&frame[22..28]).unwrap())
+    };
+    let others = [plan.devices[0].v4, plan.machines[1].v4, plan.subnets.server_v4(), GATEWAY_V4];
+    for address in others {
+        assert_eq!(ask(address), Some(GATEWAY_MAC), "{address}");
+    }
+    // Nobody else has its address: it would give it up.
+    assert_eq!(ask(plan.machines[0].v4), None);
+    let other = net.tap(plan.machines[1].id).unwrap();
+    assert!(!other.has_waiting(), "a question woke another machine");
     runtime.block_on(net.remove(plan.tenant)).unwrap();
 }
 

@@ -138,7 +138,11 @@ impl Tenant {
 
     /// The machine's link: routed, with nothing to find out, so that nothing but packets for the machine is sent to it.
     async fn make_tap(&self, machine: &MachinePlan) -> Result<(), Problem> {
-        let index = self.links.need(&names::tap(machine.id)).await?;
+        let name = names::tap(machine.id);
+        let index = self.links.need(&name).await?;
+        let place = format!("setting {name} up");
+        let answers = self.namespace.run(move || sysctl::answer_for_others(&name)).and_then(|set| set);
+        answers.map_err(|e| Problem::io(place, &e))?;
         self.links.set_mac(index, GATEWAY_MAC).await?;
         self.links.shape(index, MTU, TAP_QUEUE_PACKETS).await?;
         self.links.up(index).await?;
