@@ -43,16 +43,20 @@ pub struct Brought {
     /// and says so.
     #[arg(long, value_name = "PATH")]
     pub firecracker: Option<PathBuf>,
-    /// A library OS' kernel, an ELF file, whose program never stops writing to the serial port, such as Unikraft's
-    /// app-helloworld with its spinner; without it, library OSes are skipped.
-    #[arg(long, value_name = "PATH", requires = "unikernel_says")]
+    /// A library OS' kernel, an ELF file: OSv's loader with all in one file, or Unikraft's; without it, library OSes
+    /// are skipped.
+    #[arg(long, value_name = "PATH")]
     pub unikernel: Option<PathBuf>,
-    /// Its command line; OSv's with all in one file: "--nopci --rootfs=ramfs /PROGRAM"
+    /// Its command line; OSv's: "--nopci --rootfs=ramfs /PROGRAM", and for the network before the program
+    /// "--ip=eth0,{ipv4},255.0.0.0 --defaultgw={dns}"
     #[arg(long, value_name = "TEXT", requires = "unikernel", allow_hyphen_values = true)]
     pub unikernel_arguments: Option<String>,
-    /// What it says over and over while it is well.
+    /// What it writes to the serial port over and over while it is well: it boots and wakes without any device.
     #[arg(long, value_name = "TEXT", requires = "unikernel")]
     pub unikernel_says: Option<String>,
+    /// The TCP port at which it answers HTTP: it is installed as an app, and woken by packets.
+    #[arg(long, value_name = "PORT", requires = "unikernel")]
+    pub unikernel_serves: Option<u16>,
     /// What of the CPU is kept from it: "xsave".
     #[arg(long, value_name = "FEATURE", requires = "unikernel")]
     pub unikernel_without: Option<String>,

@@ -56,6 +56,21 @@ pub(crate) fn prepare(memory: &Memory, kernel: &Loaded, command_line: &str) -> R
     }
 }
 
+/// Names the devices of the first slots on the command line, as Firecracker does: a library OS reads no ACPI tables.
+/// (Linux: Documentation/admin-guide/kernel-parameters.txt, `virtio_mmio.device`.) What comes after `--` is not the
+/// kernel's.
+pub(crate) fn with_devices(command_line: &str, devices: usize) -> String {
+    let devices: String = (0..devices as u8)
+        .map(|slot| {
+            format!(" virtio_mmio.device=4K@{:#x}:{}", layout::device_page(slot), layout::device_gsi(slot))
+        })
+        .collect();
+    match command_line.split_once(" -- ") {
+        Some((kernels, programs)) => format!("{kernels}{devices} -- {programs}"),
+        None => format!("{command_line}{devices}"),
+    }
+}
+
 pub(crate) struct Start {
     entry: u64,
     protocol: Protocol,
@@ -242,6 +257,16 @@ mod tests {
         let word = |at| memory.read_u32(at).expect("memory");
         assert_eq!((word(PVH_START_INFO), word(PVH_START_INFO + 48)), (0x336e_c578, 5));
         assert_eq!((word(PVH_MODULES), word(PVH_MODULES + 8)), (0x30_0000, 0x1234));
+    }
+
+    #[test]
+    fn devices_are_named_to_the_kernel_and_not_to_its_program() {
+        assert_eq!(with_devices("quiet", 0), "quiet");
+        assert_eq!(
+            with_devices("quiet", 2),
+            "quiet virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6"
+        );
+        assert_eq!(with_devices("a -- b -- c", 1), "a virtio_mmio.device=4K@0xc0001000:5 -- b -- c");
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl Shape {
 pub struct Boot<'a> {
     pub kernel: Image<'a>,
     pub initramfs: Option<Image<'a>>,
+    /// Without the devices: they are added.
     pub command_line: &'a str,
     /// Slot by slot.
     pub devices: Vec<Box<dyn Device>>,
@@ -159,7 +160,8 @@ impl Spare {
     /// Loads the kernel and makes the first vCPU ready for its first instruction. The others wait until it starts them.
     pub fn boot(self, host: &Host, boot: Boot<'_>) -> Result<Machine, Error> {
         let loaded = kernel::load(&self.memory, &boot.kernel, boot.initramfs.as_ref())?;
-        let start = boot::prepare(&self.memory, &loaded, boot.command_line)?;
+        let command_line = boot::with_devices(boot.command_line, boot.devices.len());
+        let start = boot::prepare(&self.memory, &loaded, &command_line)?;
         self.bus.plug(boot.devices)?;
         self.bus.com1().set_output(boot.com1);
         let count = self.vcpus.len() as u8;

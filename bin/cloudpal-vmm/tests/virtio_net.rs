@@ -231,6 +231,16 @@ fn queues_outside_memory_and_unoffered_features_are_refused() {
     assert_eq!(rig.get(register::STATUS), 0);
 }
 
+/// OSv's driver on this bus: it takes nothing of the upper half, not even that the device is a modern one.
+#[test]
+fn a_driver_that_does_not_say_that_it_is_modern_is_taken_for_one() {
+    let mut rig = Rig::fresh(device(Settings::default()).0);
+    rig.set(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+    rig.set(register::DRIVER_FEATURES, feature::MAC as u32);
+    rig.set(register::STATUS, status::FEATURES_OK);
+    assert_ne!(rig.get(register::STATUS) & status::FEATURES_OK, 0);
+}
+
 #[test]
 fn its_state_is_these_bytes_and_no_others() {
     assert_eq!(device(Settings::default()).0.save(), [1]);

@@ -46,7 +46,9 @@ fn measured(settings: &Settings) -> Result<Chosen, Problem> {
 
 fn embedded(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
     let program = settings.vmm.clone().unwrap_or_else(beside_us);
-    Ok(Arc::new(EmbeddedDriver::new(EmbeddedSettings::new(&settings.guest_dir, program))?))
+    let own = EmbeddedSettings::new(&settings.guest_dir, program);
+    let own = EmbeddedSettings { without_xsave: settings.guests_without_xsave, ..own };
+    Ok(Arc::new(EmbeddedDriver::new(own)?))
 }
 
 fn beside_us() -> PathBuf {

@@ -51,6 +51,11 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     pub vmm: Option<PathBuf>,
 
+    /// CloudPal's own VMM keeps XSAVE from the guests, and AVX with it: not every KVM that is itself emulated has it
+    /// right.
+    #[arg(long)]
+    pub guests_without_xsave: bool,
+
     /// Firecracker, for the driver of that name.
     #[arg(long, value_name = "FILE", default_value = "firecracker")]
     pub firecracker: PathBuf,

@@ -48,6 +48,18 @@ fn check(layers: &[Tar], expected: &[(&str, &str)]) {
     assert_eq!(listing(&dir.path().join("tree")), expected);
 }
 
+/// As `umoci insert` leaves it: no padding behind the last file, and no end.
+#[test]
+fn a_layer_may_end_with_its_last_files_last_byte() {
+    let layer = Tar::new().file("a", b"1").file("b", &[b'2'; 700]).done();
+    let end = 512 + 512 + 512 + 700;
+    assert!(layer.len() > end);
+    let image = build(&[layer[..end].to_vec()]).unwrap();
+    let Some(dir) = extract(&image) else { return };
+    let found = listing(&dir.path().join("tree"));
+    assert_eq!((found["a"].as_str(), found["b"].as_str()), ("1", "2".repeat(700).as_str()));
+}
+
 #[test]
 fn white_outs_and_opaque_directories() {
     let lower =

@@ -96,6 +96,10 @@ pub struct Machine {
     pub mac: [u8; 6],
     #[serde(default)]
     pub rates: Rates,
+    /// Disks and network only: OSv crashes when it finds a random generator on this bus, and no library OS has our
+    /// init, which the console is for.
+    #[serde(default)]
+    pub library_os: bool,
 }
 
 /// A message from the VMM to the daemon.
@@ -168,7 +172,7 @@ mod tests {
     #[test]
     fn every_message_is_one_line_of_json_and_comes_back() {
         let rates = Rates { network_bytes_per_s: NonZeroU64::new(7), disk_bytes_per_s: None };
-        let machine = Machine { mac: [2, 0, 0, 0, 0, 1], rates };
+        let machine = Machine { mac: [2, 0, 0, 0, 0, 1], rates, library_os: true };
         let asks = [
             (
                 vec![File::Kernel, File::Tap],

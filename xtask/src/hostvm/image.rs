@@ -51,6 +51,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 [ ! -e /job/unikernel ] || export CLOUDPAL_UNIKERNEL=/job/unikernel \
     \"CLOUDPAL_UNIKERNEL_ARGUMENTS=$(cat /job/unikernel-arguments)\" \
     \"CLOUDPAL_UNIKERNEL_SAYS=$(cat /job/unikernel-says)\" \
+    \"CLOUDPAL_UNIKERNEL_SERVES=$(cat /job/unikernel-serves)\" \
     \"CLOUDPAL_UNIKERNEL_WITHOUT=$(cat /job/unikernel-without)\"
 export CLOUDPAL_TEST_WIREGUARD=kernel CLOUDPAL_GUEST_DIR=/job/built/guest CLOUDPAL_VMM=/job/built/cloudpal-vmm
 mount -t proc proc /proc

@@ -95,13 +95,29 @@ impl Job {
             fs::copy(kernel, self.dir.join("unikernel"))
                 .with_context(|| format!("cannot read {}", kernel.display()))?;
             for (name, text) in [
-                ("arguments", &brought.unikernel_arguments),
-                ("says", &brought.unikernel_says),
-                ("without", &brought.unikernel_without),
+                ("arguments", brought.unikernel_arguments.clone()),
+                ("says", brought.unikernel_says.clone()),
+                ("serves", brought.unikernel_serves.map(|port| port.to_string())),
+                ("without", brought.unikernel_without.clone()),
             ] {
-                let text = text.as_deref().unwrap_or_default();
-                fs::write(self.dir.join(format!("unikernel-{name}")), text)?;
+                fs::write(self.dir.join(format!("unikernel-{name}")), text.unwrap_or_default())?;
             }
+            self.unikernel_image(kernel)?;
+        }
+        Ok(())
+    }
+
+    /// The same kernel as an image that can be installed.
+    fn unikernel_image(&self, kernel: &Path) -> Result<()> {
+        let layout = self.dir.join("unikernel-image");
+        let (layout, kernel) = (layout.to_string_lossy(), kernel.to_string_lossy());
+        let image = format!("{layout}:latest");
+        for arguments in [
+            &["init", "--layout", &layout][..],
+            &["new", "--image", &image],
+            &["insert", "--image", &image, &kernel, "/kernel"],
+        ] {
+            shell::output(&mut shell::command("umoci", arguments)).context("packing the library OS")?;
         }
         Ok(())
     }

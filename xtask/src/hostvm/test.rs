@@ -70,11 +70,16 @@ fn parts(brought: &Brought) -> Vec<Part> {
         };
         parts.push(Part { name, command });
     }
-    let command = match &brought.unikernel {
+    let command = match &brought.unikernel_says {
         Some(_) => Ok("/job/tests/library_os --nocapture".to_owned()),
-        None => Err("no --unikernel"),
+        None => Err("no --unikernel-says"),
     };
     parts.push(Part { name: "a library OS on the embedded VMM".into(), command });
+    let command = match &brought.unikernel_serves {
+        Some(_) => Ok("library_os_app".to_owned()),
+        None => Err("no --unikernel-serves"),
+    };
+    parts.push(Part { name: "a library OS as an app that packets wake".into(), command });
     // Emulated, an app may work on its answer for longer than a second, and not be given the CPU to show for it.
     let day = "/job/xtask up --check --rounds 3 --idle 4s --built /job/built -- --wireguard kernel --driver embedded";
     parts.push(part("the owner's day, embedded driver and kernel WireGuard".into(), day.into()));
@@ -144,6 +149,30 @@ own_choice() {
     /job/built/cloudpal --socket $at/run/api.sock doctor | tee $at/said
     kill $daemon; wait $daemon
     grep -q 'virtual machines: embedded, since KVM is real' $at/said && grep -q 'wireguard: in the kernel' $at/said
+}
+
+# Installed like any app, asked four times over its tenant's network; it sleeps in between.
+library_os_app() {
+    at=/tmp/library-os-app; mkdir -p $at/state $at/run; pal=\"/job/built/cloudpal --socket $at/run/api.sock\"
+    without=; [ -z \"$CLOUDPAL_UNIKERNEL_WITHOUT\" ] || without=--guests-without-$CLOUDPAL_UNIKERNEL_WITHOUT
+    /job/built/cloudpald --endpoint 127.0.0.1 --guest-dir /job/built/guest --state-dir $at/state --run-dir $at/run \\
+        --instance lib --driver embedded $without &
+    daemon=$!; waited=0
+    while [ ! -S $at/run/api.sock ] && [ $waited -lt 60 ]; do sleep 1; waited=$((waited + 1)); done
+    $pal tenant add ada >$at/said && $pal app install ada os oci:/job/unikernel-image --unikernel --memory 64MiB \\
+        --idle 2s --port $CLOUDPAL_UNIKERNEL_SERVES -- $CLOUDPAL_UNIKERNEL_ARGUMENTS >$at/said 2>&1 || cat $at/said
+    address=$($pal app list ada | grep -o '10[.][0-9.]*'); answered=0
+    for round in 1 2 3 4; do
+        ip netns exec lib-t1 timeout 60 bash -c \"exec 3<>/dev/tcp/$address/$CLOUDPAL_UNIKERNEL_SERVES
+            printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3\" >$at/answer
+        tail -n 1 $at/answer; grep -q '^HTTP/1.. 200' $at/answer && answered=$((answered + 1))
+        waited=0
+        until $pal app list ada | tee $at/said | grep -q asleep || [ $waited -ge 60 ]; do
+            sleep 1; waited=$((waited + 1))
+        done
+    done
+    cat $at/said $at/run/machines/m1/console.log; kill $daemon; wait $daemon
+    [ $answered = 4 ] && grep -q asleep $at/said
 }
 ";
 

@@ -145,7 +145,7 @@ impl Started {
 }
 
 fn machine() -> Machine {
-    Machine { mac: [2, 0, 0, 0, 0, 1], rates: Rates::default() }
+    Machine { mac: [2, 0, 0, 0, 0, 1], rates: Rates::default(), library_os: false }
 }
 
 /// A snapshot to wake from.

@@ -110,7 +110,10 @@ impl Channel {
 
 /// Reads an ask and writes an answer that go nowhere: the first time would cost somebody who waits.
 pub fn rehearse() -> Result<(), serde_json::Error> {
-    let ask = Ask::Wake { machine: Machine { mac: [0; 6], rates: Rates::default() }, verify_memory: false };
+    let ask = Ask::Wake {
+        machine: Machine { mac: [0; 6], rates: Rates::default(), library_os: false },
+        verify_memory: false,
+    };
     for ask in [ask, Ask::Release] {
         let message = ToVmm { id: u64::MAX, files: vec![File::State, File::Memory], ask };
         let read: ToVmm = serde_json::from_slice(&serde_json::to_vec(&message)?)?;

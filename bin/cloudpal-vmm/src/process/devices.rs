@@ -1,6 +1,7 @@
 //! Which devices a machine has, made of the descriptors that came for it.
 //!
-//! Invariant: the same descriptors always make the same devices in the same order: a snapshot has them slot by slot.
+//! Invariant: the same descriptors always make the same devices in the same order, for the same kind of machine: a
+//! snapshot has them slot by slot.
 
 use super::{Files, Refusal};
 use cloudpal_model::{
@@ -69,6 +70,9 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
         release.net = Some(net.handle());
         devices.push(Box::new(net));
     }
+    if machine.library_os {
+        return Ok(Devices { devices, release });
+    }
     let mut ports = Vec::new();
     if let Some(listener) = files.optional(Handed::ControlSocket) {
         ports.push(Port::new(CONTROL_PORT, End::channel(listener.into())?));
@@ -87,4 +91,27 @@ fn limits(bytes_per_s: Option<NonZeroU64>) -> Limits {
         Limit { per_second: rate.get(), burst: burst as u64 }
     };
     Limits { bytes: bytes_per_s.map(limit), operations: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cloudpal_model::Rates;
+    use std::collections::HashMap;
+
+    #[test]
+    fn a_library_os_finds_nothing_but_disks_and_network() {
+        let made = |library_os| {
+            let disk = tempfile::tempfile().expect("a file");
+            disk.set_len(1 << 20).expect("a disk");
+            let mut files = Files(HashMap::from([(Handed::Disk, disk.into())]));
+            let machine = vmm::Machine { mac: [2; 6], rates: Rates::default(), library_os };
+            let Ok(made) = make(&machine, &mut files, false) else { panic!("no devices") };
+            made.devices.iter().map(|device| device.kind()).collect::<Vec<_>>()
+        };
+        const DISK: u32 = 2;
+        assert_eq!(made(true), [DISK]);
+        assert_eq!(made(false)[0], DISK);
+        assert_eq!(made(false).len(), 3, "console and random generator, too");
+    }
 }

@@ -45,10 +45,12 @@ struct Options {
     vcpus: u8,
     /// It becomes the user of this number plus its own pid.
     first_uid: u32,
+    /// XSAVE, and what needs it, is kept from the guest.
+    without_xsave: bool,
 }
 
 impl Options {
-    /// `--memory-mib N --vcpus N --first-uid N`, in this order: only the daemon writes it.
+    /// `--memory-mib N --vcpus N --first-uid N [--without-xsave]`, in this order: only the daemon writes it.
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, Fatal> {
         let mut value = |name: &str| -> Result<u32, Fatal> {
             match (arguments.next(), arguments.next()) {
@@ -57,7 +59,13 @@ impl Options {
             }
         };
         let (memory_mib, vcpus) = (value("--memory-mib")?, value("--vcpus")?);
-        Ok(Options { memory_mib, vcpus: vcpus.try_into()?, first_uid: value("--first-uid")? })
+        let first_uid = value("--first-uid")?;
+        let without_xsave = match arguments.next().as_deref() {
+            None => false,
+            Some("--without-xsave") => true,
+            Some(other) => return Err(format!("{other} is no option").into()),
+        };
+        Ok(Options { memory_mib, vcpus: vcpus.try_into()?, first_uid, without_xsave })
     }
 }
 
@@ -85,6 +93,7 @@ fn serve(options: &Options) -> Result<(), Fatal> {
     rustix::process::setsid()?;
     end_on_panic();
     let host = Host::open()?;
+    let host = if options.without_xsave { host.without_xsave() } else { host };
     let filters = Filters::compile()?;
     let uid = jail::user(options.first_uid, jail::outer_pid()?);
     let shape = Shape { memory_mib: options.memory_mib, vcpus: options.vcpus, slots: devices::SLOTS };

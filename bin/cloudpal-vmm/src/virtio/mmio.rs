@@ -194,8 +194,8 @@ impl<D: Device> Transport<D> {
         let fresh = value & known & !self.status;
         let before = self.status;
         self.status |= fresh & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
-        let features_fit =
-            self.driver_features & !self.offered() == 0 && self.driver_features & FEATURE_VERSION_1 != 0;
+        // OSv does not take FEATURE_VERSION_1, though it must, and means it. There is no other version here.
+        let features_fit = self.driver_features & !self.offered() == 0;
         if fresh & status::FEATURES_OK != 0 && before & status::DRIVER != 0 && features_fit {
             self.status |= status::FEATURES_OK;
         }

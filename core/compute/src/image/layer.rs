@@ -269,7 +269,9 @@ impl<R: Read, W: Write> LayerReader<'_, R, W> {
             self.spool.length += count as u64;
             left -= count as u64;
         }
-        self.skip(padded(size) - size)
+        // After the last entry the padding may be missing: `umoci insert` leaves it out, and all tools take that.
+        let padding = &mut self.stream.by_ref().take(padded(size) - size);
+        io::copy(padding, &mut io::sink()).map(drop).map_err(|error| self.read_error(error))
     }
 
     fn extended(&mut self, size: u64) -> Result<Vec<u8>, ImageError> {

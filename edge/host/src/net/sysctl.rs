@@ -35,8 +35,8 @@ pub fn set_up_tenant() -> io::Result<()> {
     TENANT.iter().try_for_each(|(name, value)| set(name, value))
 }
 
-/// Called inside the tenant's namespace. A library OS that cannot be told of a gateway outside of its own subnet is told
-/// that all of the overlay is on its link, and is answered here when it asks there for a device (RFC 1027), at once.
+/// Called inside the tenant's namespace. A library OS that takes no gateway outside of its own subnet is told that all
+/// of the overlay is on its link, and is answered here when it asks there for a device (RFC 1027), at once.
 pub fn answer_for_others(tap: &str) -> io::Result<()> {
     set(&format!("ipv4/neigh/{tap}/proxy_delay"), "0")?;
     set(&format!("ipv4/conf/{tap}/proxy_arp"), "1")

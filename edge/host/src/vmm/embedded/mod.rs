@@ -41,12 +41,20 @@ pub struct EmbeddedSettings {
     pub first_uid: u32,
     /// Waiting VMMs of each size in use.
     pub spares_per_class: usize,
+    /// Keeps XSAVE from the guests, and with it AVX: not every KVM that is itself emulated has it right.
+    pub without_xsave: bool,
 }
 
 impl EmbeddedSettings {
     pub fn new(guest_dir: impl Into<PathBuf>, program: impl Into<PathBuf>) -> Self {
         let (guest_dir, program) = (guest_dir.into(), program.into());
-        EmbeddedSettings { guest_dir, program, first_uid: FIRST_UID, spares_per_class: 2 }
+        EmbeddedSettings {
+            guest_dir,
+            program,
+            first_uid: FIRST_UID,
+            spares_per_class: 2,
+            without_xsave: false,
+        }
     }
 }
 
@@ -63,7 +71,8 @@ impl EmbeddedDriver {
         let cgroups = Cgroups::find();
         cgroups.sweep();
         let explanation = format!("cloudpal-vmm {version}; {}", cgroups.explain());
-        let launcher = Launcher { program: settings.program, first_uid: settings.first_uid, cgroups };
+        let EmbeddedSettings { program, first_uid, without_xsave, .. } = settings;
+        let launcher = Launcher { program, first_uid, cgroups, without_xsave };
         let pool = Pool::new(launcher, settings.spares_per_class);
         Ok(EmbeddedDriver { guest_dir: settings.guest_dir, pool, explanation })
     }

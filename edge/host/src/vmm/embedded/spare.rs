@@ -52,6 +52,7 @@ pub struct Launcher {
     pub program: PathBuf,
     pub first_uid: u32,
     pub cgroups: Cgroups,
+    pub without_xsave: bool,
 }
 
 pub struct Spare {
@@ -70,6 +71,9 @@ impl Launcher {
         let mut command = Command::new(&self.program);
         command.arg("run").args(["--memory-mib", &class.memory_mib.to_string()]);
         command.args(["--vcpus", &class.vcpus.to_string(), "--first-uid", &self.first_uid.to_string()]);
+        if self.without_xsave {
+            command.arg("--without-xsave");
+        }
         command.env_clear().stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs))).stdout(Stdio::null());
         command.stderr(errors.try_clone().map_err(broken)?);
         let start = move || {

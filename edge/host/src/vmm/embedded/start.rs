@@ -296,7 +296,8 @@ impl Start<'_> {
     }
 
     fn machine(&self) -> vmm::Machine {
-        vmm::Machine { mac: self.spec.mac, rates: self.spec.rates }
+        let library_os = self.spec.unikernel.is_some();
+        vmm::Machine { mac: self.spec.mac, rates: self.spec.rates, library_os }
     }
 
     /// Everything anew but the log and the disk.
