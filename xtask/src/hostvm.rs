@@ -47,8 +47,7 @@ pub struct Brought {
     /// are skipped.
     #[arg(long, value_name = "PATH")]
     pub unikernel: Option<PathBuf>,
-    /// Its command line; OSv's: "--nopci --rootfs=ramfs /PROGRAM", and for the network before the program
-    /// "--ip=eth0,{ipv4},255.0.0.0 --defaultgw={dns}"
+    /// Its command line, in which addresses are filled in as `cloudpal app install --help` says.
     #[arg(long, value_name = "TEXT", requires = "unikernel", allow_hyphen_values = true)]
     pub unikernel_arguments: Option<String>,
     /// What it writes to the serial port over and over while it is well: it boots and wakes without any device.

@@ -65,10 +65,9 @@ pub(crate) fn with_devices(command_line: &str, devices: usize) -> String {
             format!(" virtio_mmio.device=4K@{:#x}:{}", layout::device_page(slot), layout::device_gsi(slot))
         })
         .collect();
-    match command_line.split_once(" -- ") {
-        Some((kernels, programs)) => format!("{kernels}{devices} -- {programs}"),
-        None => format!("{command_line}{devices}"),
-    }
+    let end = command_line.find(" -- ").or(command_line.strip_suffix(" --").map(str::len));
+    let (kernels, programs) = command_line.split_at(end.unwrap_or(command_line.len()));
+    format!("{kernels}{devices}{programs}")
 }
 
 pub(crate) struct Start {
@@ -267,6 +266,7 @@ mod tests {
             "quiet virtio_mmio.device=4K@0xc0001000:5 virtio_mmio.device=4K@0xc0002000:6"
         );
         assert_eq!(with_devices("a -- b -- c", 1), "a virtio_mmio.device=4K@0xc0001000:5 -- b -- c");
+        assert_eq!(with_devices("a --", 1), "a virtio_mmio.device=4K@0xc0001000:5 --");
     }
 
     #[test]

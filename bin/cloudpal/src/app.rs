@@ -81,7 +81,7 @@ A unikernel's image (OSv, Unikraft) has its kernel at /unikraft/bin/kernel or /k
 an initrd and a disk.img beside it. In its command line {ipv4}, {ipv6}, {gateway_ipv4},
 {gateway_ipv6}, {dns}, {mac}, {hostname} and {mtu} are filled in. The network, for
   OSv        --nopci --ip=eth0,{ipv4},255.0.0.0 --defaultgw={dns} --nameserver={dns} /PROGRAM
-  Unikraft   netdev.ip={ipv4}/32:{gateway_ipv4}:{dns} -- ARGUMENTS
+  Unikraft   NAME netdev.ip={ipv4}/32:{gateway_ipv4}:{dns} -- ARGUMENTS
 
 The command waits until the app is installed, and shows how far it is. Interrupting it does not
 interrupt the installation.

@@ -165,7 +165,8 @@ library_os_app() {
     for round in 1 2 3 4; do
         ip netns exec lib-t1 timeout 60 bash -c \"exec 3<>/dev/tcp/$address/$CLOUDPAL_UNIKERNEL_SERVES
             printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3\" >$at/answer
-        tail -n 1 $at/answer; grep -q '^HTTP/1.. 200' $at/answer && answered=$((answered + 1))
+        tail -n 1 $at/answer; grep -q '^HTTP/1.. 200' $at/answer || break
+        answered=$((answered + 1))
         waited=0
         until $pal app list ada | tee $at/said | grep -q asleep || [ $waited -ge 60 ]; do
             sleep 1; waited=$((waited + 1))

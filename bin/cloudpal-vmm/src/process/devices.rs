@@ -57,8 +57,8 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
     let mut release = Release { net: None, disk: Hold::new(disk_held)? };
     for (kind, serial, read_only) in [(Handed::Root, ROOT, true), (Handed::Disk, DISK, false)] {
         if let Some(file) = files.optional(kind) {
-            let disk =
-                Blk::new(file, serial, read_only, Limiter::new(limits(machine.rates.disk_bytes_per_s))?)?;
+            let rate = Limiter::new(limits(machine.rates.disk_bytes_per_s))?;
+            let disk = Blk::new(file, serial, read_only, rate)?;
             let disk = if read_only { disk } else { disk.held_by(release.disk.clone()) };
             devices.push(Box::new(disk));
         }
@@ -68,7 +68,9 @@ pub fn make(machine: &vmm::Machine, files: &mut Files, disk_held: bool) -> Resul
         let settings = net::Settings { mac: machine.mac, receive: each_way, transmit: each_way, held: true };
         let net = Net::new(tap, settings)?;
         release.net = Some(net.handle());
-        devices.push(Box::new(net));
+        // Unikraft looks no further than the first device that it has no driver for, which may be a disk's.
+        let place = if machine.library_os { 0 } else { devices.len() };
+        devices.insert(place, Box::new(net));
     }
     if machine.library_os {
         return Ok(Devices { devices, release });

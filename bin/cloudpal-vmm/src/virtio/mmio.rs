@@ -194,9 +194,10 @@ impl<D: Device> Transport<D> {
         let fresh = value & known & !self.status;
         let before = self.status;
         self.status |= fresh & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
-        // OSv does not take FEATURE_VERSION_1, though it must, and means it. There is no other version here.
-        let features_fit = self.driver_features & !self.offered() == 0;
-        if fresh & status::FEATURES_OK != 0 && before & status::DRIVER != 0 && features_fit {
+        if fresh & status::FEATURES_OK != 0 && before & status::DRIVER != 0 {
+            // As Firecracker does it, and what runs there relies on that: OSv does not take FEATURE_VERSION_1, though it
+            // must, and there is no other version here; Unikraft takes what was not offered, and does not use it.
+            self.driver_features &= self.offered();
             self.status |= status::FEATURES_OK;
         }
         if fresh & status::DRIVER_OK == 0 || before & status::FEATURES_OK == 0 {
