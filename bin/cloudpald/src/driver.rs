@@ -82,3 +82,32 @@ fn firecracker(settings: &Settings) -> Result<Arc<dyn Driver>, Problem> {
     };
     Ok(Arc::new(FirecrackerDriver::new(own)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn settings(more: &[&str]) -> Settings {
+        let arguments = ["cloudpald", "--endpoint", "host.example", "--driver", "qemu"];
+        Settings::try_parse_from(arguments.iter().chain(more)).expect("arguments")
+    }
+
+    #[test]
+    fn a_rate_that_the_driver_cannot_hold_is_refused() {
+        let Err(problem) = choose(&settings(&["--machine-network-rate", "100"])) else { panic!("taken") };
+        assert_eq!(problem.kind, Kind::Invalid);
+        assert!(problem.to_string().contains("--machine-network-rate"), "{problem}");
+    }
+
+    #[test]
+    fn rates_are_in_bytes_a_second_and_never_zero() {
+        let rates = settings(&["--machine-network-rate", "8", "--machine-disk-rate", "3"]).rates();
+        let bytes =
+            [rates.network_bytes_per_s, rates.disk_bytes_per_s].map(|rate| rate.map(|rate| rate.get()));
+        assert_eq!(bytes, [Some(1_000_000), Some(3_000_000)]);
+        assert_eq!(settings(&[]).rates(), cloudpal_model::Rates::default());
+        let arguments = ["cloudpald", "--endpoint", "host.example", "--machine-disk-rate", "0"];
+        assert!(Settings::try_parse_from(arguments).is_err());
+    }
+}

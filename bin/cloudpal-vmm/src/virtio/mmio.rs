@@ -195,8 +195,8 @@ impl<D: Device> Transport<D> {
         let before = self.status;
         self.status |= fresh & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
         if fresh & status::FEATURES_OK != 0 && before & status::DRIVER != 0 {
-            // As Firecracker does it, and what runs there relies on that: OSv does not take FEATURE_VERSION_1, though it
-            // must, and there is no other version here; Unikraft takes what was not offered, and does not use it.
+            // As Firecracker does it, and what runs there relies on that: OSv does not take FEATURE_VERSION_1, though
+            // it must, and there is no other version here; Unikraft takes what was not offered, and does not use it.
             self.driver_features &= self.offered();
             self.status |= status::FEATURES_OK;
         }
