@@ -11,8 +11,10 @@ use cloudpal_host::vmm::{
     Accel, FirecrackerDriver, FirecrackerSettings, QemuDriver, QemuSettings,
     embedded::{EmbeddedDriver, EmbeddedSettings},
 };
+use rustix::fs::{Advice, fadvise};
 use std::{
     env,
+    fs::{self, File},
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
@@ -132,7 +134,35 @@ impl Contender {
         let begun = Instant::now();
         let vm = self.wake().await;
         figure(self.name, "again", begun.elapsed());
+        self.fall_asleep(&vm).await;
+        let vm = self.answer_from_the_disk("cold").await;
+        let vm = if self.name == "embedded" {
+            self.fall_asleep(&vm).await;
+            // What was noted of the last time: only advice, so nothing else changes.
+            fs::remove_file(self.world.spec.dir.join("snapshot/working-set")).unwrap();
+            self.answer_from_the_disk("cold-unadvised").await
+        } else {
+            vm
+        };
         vm.stop(Duration::from_secs(5)).await.unwrap();
+    }
+
+    /// With nothing of its snapshot in the host's memory: from the packet to the answer.
+    async fn answer_from_the_disk(&self, what: &str) -> Machine {
+        tokio::time::sleep(REFILL).await;
+        let snapshot = self.world.spec.dir.join("snapshot");
+        for file in fs::read_dir(snapshot).unwrap().flatten() {
+            let file = File::open(file.path()).unwrap();
+            file.sync_all().unwrap();
+            fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        }
+        let get = self.world.get();
+        self.world.tap.wait_readable().await;
+        let vm = self.wake().await;
+        let (body, took) = joined(get).await;
+        assert_eq!(body, GREETING);
+        figure(self.name, what, took);
+        vm
     }
 }
 

@@ -93,13 +93,14 @@ fn hear(line: &str, samples: &mut Samples) {
 const WITHOUT_POOL: (&str, f64) = ("embedded-without-pool", 0.7);
 
 /// What is measured, its name, and the most that ours may take of Firecracker's.
-const FIGURES: [(&str, &str, Option<f64>); 8] = [
+const FIGURES: [(&str, &str, Option<f64>); 9] = [
     ("boot", "boot: request to the app listening", Some(0.8)),
     ("guest", "of it: the guest's own work, its uptime when it is up", None),
     ("sleep", "asleep: request to a durable snapshot", Some(0.7)),
     ("wake", "wake: request to the guest's first words", Some(0.35)),
     ("again", "a later wake: request to the guest's first words", Some(0.35)),
     ("packet", "packet to the whole HTTP answer, from asleep", None),
+    ("cold", "packet to the whole HTTP answer, with the snapshot on the disk only", None),
     ("disk", "32 MiB written to the disk", Some(1.0)),
     ("network", "32 MiB sent over the network", Some(1.0)),
 ];
@@ -127,6 +128,11 @@ fn rows(samples: &Samples) -> Result<Vec<Row>> {
                 rows.push(row);
             }
         }
+    }
+    if let (Some(advised), Some(unadvised)) = (of("embedded", "cold"), of("embedded", "cold-unadvised")) {
+        let name = "the same with what it used the last time read ahead, embedded, p50";
+        let peer = percentile(unadvised, 50);
+        rows.push(Row::ms(name, percentile(advised, 50)).peer("embedded, nothing read ahead, p50", peer));
     }
     ensure!(!rows.is_empty(), "nothing was measured");
     Ok(rows)
